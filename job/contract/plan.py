@@ -1,6 +1,8 @@
 """`plan.json`: all that a child is told. It holds local paths only; a child knows nothing of S3 or Kubernetes."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from job.contract.config import Recipe
 from job.contract.model import Document
@@ -16,7 +18,11 @@ class Plan(Document):
     base_model: str
     """The base model's directory, as the supervisor checked it."""
     tokenizer: str
-    """The tokenizer's directory: the base's, with the config's chat template."""
+    """The tokenizer's directory: the base's files, with the config's chat template."""
+    stop_token_ids: Annotated[tuple[int, ...], Field(strict=False)]
+    """The tokens that end an answer."""
+    sample_ids: Annotated[tuple[tuple[int, ...], ...], Field(strict=False)] = ()
+    """`samples.prompts`, rendered and tokenized."""
     train_rows: str
     """An Arrow stream of `input_ids` and `labels` (-100: not trained on), in the order in which they were read."""
     eval_rows: str | None

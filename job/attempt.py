@@ -1,0 +1,183 @@
+"""One pod's try at a run: its claim, its heartbeat, its log and how it ended."""
+
+import gzip
+import threading
+import time
+import uuid
+from dataclasses import asdict
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from job.contract.documents import Claim, Lease, Outcome
+from job.contract.errors import FencedError, JobError, TakenError
+from job.contract.keys import AttemptKeys
+from job.contract.model import canonical_bytes
+from job.logs import LogBuffer
+from job.outcome import outcome_of
+from job.run import Run, read_document
+from job.settings import Settings
+from job.stages import Stages
+from job.storage import Stat
+
+log = structlog.get_logger()
+
+
+def claim(run: Run, settings: Settings, now: datetime) -> int:
+    """Takes the next attempt number. Whoever put the claim owns the number.
+
+    An attempt that neither told its outcome nor missed its heartbeat is alive. A newer pod of our own Job takes over
+    all the same, since Kubernetes has then given the older one up.
+
+    Args:
+        run: whose attempt.
+        settings: who claims, and after how long a silence an attempt counts as dead.
+        now: the store's clock.
+
+    Raises:
+        TakenError: while another Job's attempt lives.
+    """
+    ours = Claim(attempt=1, spec_sha256=run.spec_sha256, owner=uuid.uuid4().hex, **asdict(settings.site))
+    while True:
+        number = _newest(run, ours.attempt)
+        if number:
+            _wait_until_over(run, number, settings, now)
+        ours = ours.model_copy(update={"attempt": number + 1})
+        if run.storage.put_if_absent(run.keys.attempt(number + 1).claim, canonical_bytes(ours)):
+            return number + 1
+
+
+def _newest(run: Run, start: int = 1) -> int:
+    """The newest claimed attempt number, 0 when there is none. Numbers have no gaps."""
+    number = start - 1
+    while run.storage.head(run.keys.attempt(number + 1).claim):
+        number += 1
+    return number
+
+
+def _wait_until_over(run: Run, number: int, settings: Settings, now: datetime) -> None:
+    """Returns when attempt `number` is over: it told its outcome, or its heartbeat has gone stale."""
+    keys = run.keys.attempt(number)
+    began = time.monotonic()
+    beat = _last_beat(run, keys)
+    age = (now - beat.last_modified).total_seconds()
+    while run.storage.head(keys.outcome) is None and age + time.monotonic() - began < settings.stale_seconds:
+        time.sleep(min(1.0, settings.stale_seconds / 10))
+        newest = _last_beat(run, keys)
+        if newest.etag != beat.etag:
+            _refuse_unless_ours(run, keys, number, settings)
+            return
+
+
+def _last_beat(run: Run, keys: AttemptKeys) -> Stat:
+    beat = run.storage.head(run.keys.lease) or run.storage.head(keys.claim)
+    if beat is None:
+        raise TakenError(f"{run.uri}: the claim of an attempt has gone", "Ask who deletes objects in this bucket.")
+    return beat
+
+
+def _refuse_unless_ours(run: Run, keys: AttemptKeys, number: int, settings: Settings) -> None:
+    found = run.storage.get(keys.claim)
+    holder = read_document(Claim, found[0], keys.claim) if found else None
+    if holder is None or (holder.job_uid and holder.job_uid == settings.site.job_uid):
+        return
+    who = ", ".join(
+        f"{name} {value}" for name, value in holder.model_dump(include={"site", "namespace", "pod"}).items() if value
+    )
+    raise TakenError(
+        f"attempt {number} of {run.run_id} is alive{f': {who}' if who else ''}",
+        "Wait for it, or cancel it first.",
+    )
+
+
+class Attempt:
+    """A claimed attempt, from its first heartbeat to its outcome.
+
+    Args:
+        run: whose attempt.
+        number: the number that was claimed.
+        stages: how far it is; read for each heartbeat.
+        buffer: the log lines that no chunk holds yet.
+        heartbeat_seconds: between two heartbeats.
+    """
+
+    def __init__(self, run: Run, number: int, stages: Stages, buffer: LogBuffer, heartbeat_seconds: float) -> None:
+        self.run, self.number, self.keys = run, number, run.keys.attempt(number)
+        self._stages, self._buffer, self._interval = stages, buffer, heartbeat_seconds
+        self._lease_etag: str | None = None
+        self._chunk = 0
+        self._unsent = b""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat_until_over, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        structlog.contextvars.bind_contextvars(run_id=self.run.run_id, attempt=self.number)
+        log.info("attempt", uri=f"{self.run.storage.uri}/{self.keys.prefix}")
+        self._beat()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        try:
+            self._put_outcome(outcome_of(error, self._stages))
+        except JobError as failure:  # the ending itself is what must be told
+            log.warning("the outcome was not kept", message=failure.message)
+        finally:
+            structlog.contextvars.unbind_contextvars("run_id", "attempt")
+
+    def assert_newest(self) -> None:
+        """Raises `FencedError` when a newer attempt has taken over."""
+        if self.run.storage.head(self.run.keys.attempt(self.number + 1).claim):
+            raise FencedError(
+                f"attempt {self.number + 1} of {self.run.run_id} has taken over from attempt {self.number}"
+            )
+
+    def _beat_until_over(self) -> None:
+        while not self._over.wait(self._interval):
+            try:
+                self._beat()
+            except JobError as error:  # the next beat tries again, and a store that stays away ends the run elsewhere
+                log.warning("a heartbeat was missed", message=error.message)
+
+    def _beat(self) -> None:
+        lease = Lease(
+            attempt=self.number,
+            heartbeat_at=datetime.now(UTC),
+            stage=self._stages.current,
+            step=self._stages.step,
+            of=self._stages.of,
+            loss=self._stages.loss,
+            tokens_per_second=self._stages.tokens_per_second,
+            eta_seconds=self._stages.eta_seconds,
+        )
+        self._put_lease(lease)
+        self._put_log()
+
+    def _put_lease(self, lease: Lease) -> None:
+        """Replaces the lease that we put, or one of an older attempt; a newer attempt's stays."""
+        key, body, storage = self.run.keys.lease, canonical_bytes(lease), self.run.storage
+        stat = storage.put_if_match(key, body, self._lease_etag) if self._lease_etag else None
+        while stat is None:
+            found = storage.get(key)
+            if found and read_document(Lease, found[0], key).attempt > self.number:
+                return
+            stat = storage.put_if_match(key, body, found[1].etag) if found else storage.put_if_absent(key, body)
+        self._lease_etag = stat.etag
+
+    def _put_log(self) -> None:
+        """Sends the lines since the last chunk; lines that could not be sent go with the next."""
+        self._unsent += self._buffer.take()
+        if self._unsent:
+            self.run.storage.put(self.keys.log(self._chunk + 1), gzip.compress(self._unsent))
+            self._chunk, self._unsent = self._chunk + 1, b""
+
+    def _put_outcome(self, outcome: Outcome) -> None:
+        log.info("outcome", **outcome.model_dump(exclude={"schema_version"}))
+        self._put_log()
+        self.run.storage.put_if_absent(self.keys.outcome, canonical_bytes(outcome))

@@ -1,0 +1,155 @@
+"""Starts a child, hears its events and what it prints, and tells how it ended."""
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pydantic
+
+from job.contract.errors import ERROR_BY_CODE, BugError, JobError, KilledError
+from job.contract.events import Event, Failed, parse_event
+
+_GRACE_SECONDS = 10  # between asking a child to end and ending it
+_LAST_WORDS = 8  # lines that a crash is told with
+
+
+def train_command(plan: Path, gpus: int) -> list[str]:
+    """How training is started: alone, or one process for each GPU."""
+    if gpus > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
+        return [sys.executable, *launcher, "-m", "job.train", str(plan)]
+    return [sys.executable, "-m", "job.train", str(plan)]
+
+
+def export_command(plan: Path, *flags: str) -> list[str]:
+    """How the export is started: one process, a device's memory all for itself."""
+    return [sys.executable, "-m", "job.export", *flags, str(plan)]
+
+
+def run_child(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    directory: Path,
+    events: Path,
+    on_event: Callable[[Event], None],
+    on_line: Callable[[str], None],
+) -> None:
+    """Runs a child to its end.
+
+    Args:
+        command: its argument vector.
+        environment: all of its variables.
+        directory: its working directory.
+        events: where its pipe is made.
+        on_event: gets each event, in order.
+        on_line: gets each line that it prints.
+
+    Raises:
+        JobError: the kind that its exit code names, with the child's own words.
+    """
+    last_words: deque[str] = deque(maxlen=_LAST_WORDS)
+    failed: list[Failed] = []
+
+    def hear(line: str) -> None:
+        try:
+            event = parse_event(line)
+        except pydantic.ValidationError as error:
+            raise BugError(f"a child told what is no event: {line[:200]}") from error
+        if isinstance(event, Failed):
+            failed.append(event)
+        else:
+            on_event(event)
+
+    def read(line: str) -> None:
+        last_words.append(line)
+        on_line(line)
+
+    with _pipe(events) as pipe, _process(command, environment, directory) as process:
+        assert process.stdout is not None
+        _listen(process, {pipe: hear, process.stdout.fileno(): read})
+        code = process.wait()
+    if code:
+        raise _ending(Path(command[2]).name, code, failed, list(last_words))
+
+
+@contextlib.contextmanager
+def _pipe(path: Path) -> Iterator[int]:
+    """The reading end of a new FIFO. A path, not a descriptor: torchrun passes no descriptors on."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(path, os.O_WRONLY)  # held, so that the pipe has no end while several processes come and go
+    try:
+        yield reader
+    finally:
+        os.close(writer)
+        os.close(reader)
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _process(
+    command: Sequence[str], environment: Mapping[str, str], directory: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A child in a process group of its own, which ends with the block whatever happens in it."""
+    process = subprocess.Popen(
+        command,
+        env=dict(environment),
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        for signal_number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal_number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_SECONDS)
+        if process.stdout:
+            process.stdout.close()
+
+
+def _listen(process: subprocess.Popen[bytes], listeners: dict[int, Callable[[str], None]]) -> None:
+    """Hands each line of each descriptor on until the process has ended and all it wrote is read."""
+    rest = dict.fromkeys(listeners, b"")
+    with selectors.DefaultSelector() as selector:
+        for descriptor in listeners:
+            selector.register(descriptor, selectors.EVENT_READ)
+        while True:
+            ended = process.poll() is not None
+            ready = selector.select(0 if ended else 0.2)
+            for key, _ in ready:
+                data = os.read(key.fd, 65536)
+                if not data:
+                    selector.unregister(key.fd)
+                *lines, rest[key.fd] = (rest[key.fd] + data).split(b"\n")
+                for line in lines:
+                    # A progress bar draws over its own line; the last drawing is what is left of it.
+                    text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
+                    if text.strip():
+                        listeners[key.fd](text)
+            if ended and not ready:
+                return
+
+
+def _ending(name: str, code: int, failed: list[Failed], last_words: list[str]) -> JobError:
+    """What a child's code and words mean. The first failure counts: the other ranks only follow it."""
+    if failed:
+        first = failed[0]
+        return ERROR_BY_CODE.get(first.code, BugError)(first.message, first.resolution)
+    said = "\n".join(last_words)
+    if code < 0:
+        ended_by = signal.Signals(-code).name
+        hint = "Raise compute.memory_gib if the kernel ran out of memory." if -code == signal.SIGKILL else ""
+        return KilledError(f"{name} was ended by {ended_by}. It said last:\n{said}", hint, -code)
+    return BugError(f"{name} ended with code {code} and told nothing. It said last:\n{said}")

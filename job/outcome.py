@@ -1,0 +1,53 @@
+"""How an attempt ended: from whatever ended it to one document."""
+
+import errno
+from pathlib import Path
+
+from job.contract.documents import Outcome
+from job.contract.errors import BugError, JobError, KilledError, LocalIOError
+from job.contract.exits import Exit, exit_name
+from job.contract.model import canonical_bytes
+from job.stages import Stages
+
+_MAX_BYTES = 4096  # what Kubernetes keeps of a termination message
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+
+
+def error_of(error: BaseException) -> JobError:
+    """What ended the run, in the words of the table."""
+    if isinstance(error, JobError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return KilledError("interrupted from the keyboard", "", 2)
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return LocalIOError(f"the scratch disk cannot be written: {said}", "Raise compute.scratch_gib.")
+    return BugError(said, "This should not happen; the traceback is in the log.")
+
+
+def outcome_of(error: BaseException | None, stages: Stages) -> Outcome:
+    """The outcome of an attempt that ended by `error`, or well."""
+    if error is None:
+        return Outcome(code=Exit.OK, name=Exit.OK.name, stage=stages.current, step=stages.step, message="done")
+    ending = error_of(error)
+    return Outcome(
+        code=ending.code,
+        name=exit_name(ending.code),
+        stage=stages.current,
+        step=stages.step,
+        message=ending.message,
+        resolution=ending.resolution,
+    )
+
+
+def write_termination_message(path: Path, outcome: Outcome) -> None:
+    """Tells Kubernetes, in at most 4 KiB; a path that cannot be written is nobody's fault outside a pod."""
+    body = canonical_bytes(outcome)
+    length = len(outcome.message)
+    while len(body) > _MAX_BYTES and length > 0:
+        length -= len(body) - _MAX_BYTES
+        body = canonical_bytes(outcome.model_copy(update={"message": outcome.message[: max(0, length)]}))
+    try:
+        path.write_bytes(body)
+    except OSError:
+        return

@@ -1,0 +1,62 @@
+"""From files on scratch to published artifacts."""
+
+from pathlib import Path
+
+from job.attempt import Attempt
+from job.contract.documents import Artifact, Artifacts, Published
+from job.contract.errors import DataError
+from job.contract.model import canonical_bytes
+from job.moving import Moving
+from job.storage.transfer import upload_directory
+
+
+def publish_directory(attempt: Attempt, kind: str, directory: Path) -> tuple[Artifact, ...]:
+    """Uploads a directory under the attempt's own prefix, and asks the store for each object once.
+
+    Args:
+        attempt: whose prefix.
+        kind: lora, gguf, merged or report.
+        directory: whose files; one that is not there gives no artifact.
+
+    Raises:
+        DataError: when the store does not hold what was sent.
+    """
+    if not directory.is_dir():
+        return ()
+    storage = attempt.run.storage
+    size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    sent = upload_directory(directory, storage, attempt.keys.artifacts(kind), Moving(f"publish {kind}", size))
+    for _, uploaded in sent:
+        stat = storage.head(uploaded.stat.key)
+        if stat is None or (stat.size, stat.checksum) != (uploaded.stat.size, uploaded.stat.checksum):
+            raise DataError(
+                f"{storage.uri}/{uploaded.stat.key} is not what was uploaded", "Ask who writes to this bucket."
+            )
+    return tuple(
+        Artifact(
+            key=uploaded.stat.key,
+            size=uploaded.stat.size,
+            sha256=uploaded.sha256,
+            checksum=uploaded.stat.checksum,
+            version_id=uploaded.stat.version_id,
+        )
+        for _, uploaded in sorted(sent, key=lambda pair: pair[0])
+    )
+
+
+def publish_adapter(attempt: Attempt, directory: Path) -> tuple[Artifact, ...]:
+    """Uploads the adapter, then its own commit mark, so that a failed export leaves a usable adapter."""
+    files = publish_directory(attempt, "lora", directory)
+    published = Published(attempt=attempt.number, spec_sha256=attempt.run.spec_sha256, files=files)
+    attempt.run.storage.put(attempt.keys.published, canonical_bytes(published))
+    return files
+
+
+def publish_rest(attempt: Attempt, adapter: tuple[Artifact, ...], gguf: Path, merged: Path, report: Path) -> Artifacts:
+    """Uploads whatever else the run delivers."""
+    return Artifacts(
+        lora=adapter,
+        gguf=publish_directory(attempt, "gguf", gguf),
+        merged=publish_directory(attempt, "merged", merged),
+        report=publish_directory(attempt, "report", report),
+    )

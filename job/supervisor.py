@@ -1,0 +1,190 @@
+"""The supervisor: the stages of a run in their order. It alone touches the store, and never imports torch."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+
+import structlog
+
+from job.attempt import Attempt, claim
+from job.children import export_command, run_child, train_command
+from job.contract.config import RunConfig
+from job.contract.config_file import parse_config
+from job.contract.documents import Artifact, Result, TrainSummary
+from job.contract.errors import NoInputError
+from job.contract.plan import Plan
+from job.environment import environment
+from job.hearing import Heard
+from job.inputs import download_bytes
+from job.logs import LogBuffer
+from job.model_card import clean_adapter, write_model_card
+from job.preflight import check_device, check_disk, check_trackers, disk_need
+from job.preparation import Inputs, prepare_inputs, write_plan
+from job.publishing import publish_adapter, publish_rest
+from job.report import write_report
+from job.run import Run, finish, finished, identify, put_result, put_spec
+from job.scratch import Scratch
+from job.settings import Settings
+from job.stages import Stages
+from job.storage.canary import probe
+from job.storage.opening import locate, open_storage
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings, stages: Stages, buffer: LogBuffer) -> Result | None:
+    """One start of the job, from its config to its result.
+
+    Returns:
+        The run's result; None with `--check`, which claims and keeps nothing.
+
+    Raises:
+        JobError: whatever ended it.
+    """
+    config, config_bytes = read_config(settings.config)
+    check_trackers(config.training.report_to, os.environ)
+    this = identify(config, open_storage(settings.runs), settings)
+    log.info("run", run_id=this.run_id, uri=this.uri)
+    now = probe(this.storage, this.keys.canary(uuid.uuid4().hex))
+    if result := finished(this):
+        return keep(this, result, config_bytes, settings)
+    scratch = Scratch(settings.scratch / this.run_id)
+    device = check_device(config.compute.gpus)
+    log.info("device", kind=device.kind, names=device.names, detail=device.detail)
+    base_bytes, dataset_bytes, weight_bytes = download_bytes(this.spec)
+    check_disk(disk_need(this.spec.recipe, weight_bytes, base_bytes, dataset_bytes), settings.scratch)
+    if settings.check:
+        check(this, scratch, settings, stages)
+        return None
+    put_spec(this, config_bytes)
+    number = claim(this, settings, now)
+    with Attempt(this, number, stages, buffer, settings.heartbeat_seconds) as attempt:
+        return execute(attempt, scratch, settings, stages)
+
+
+def read_config(uri: str) -> tuple[RunConfig, bytes]:
+    """The config and its bytes.
+
+    Raises:
+        NoInputError: when there is no such object.
+        ConfigError: naming everything wrong with it.
+    """
+    storage, key = locate(uri)
+    found = storage.get(key)
+    if found is None:
+        raise NoInputError(f"there is no config {uri}", "Check --config or FINETUNE_CONFIG.")
+    return parse_config(found[0], uri), found[0]
+
+
+def keep(this: Run, result: Result, config_bytes: bytes, settings: Settings) -> Result:
+    """A start that finds its result trains nothing; it finishes what an earlier one may have left out."""
+    log.info("already done", result=f"{this.uri}result.json", same_as=result.same_as)
+    if settings.check:
+        return result
+    if result.same_as:
+        put_spec(this, config_bytes)
+        return put_result(this, result)
+    finish(this, result)
+    return result
+
+
+def check(this: Run, scratch: Scratch, settings: Settings, stages: Stages) -> None:
+    """Everything that comes before training, and what a real start would then do."""
+    with stages.enter("download"):
+        scratch.prepare()
+        plan = write_plan(this, prepare_inputs(this.spec, scratch), scratch, settings.llama_cpp)
+        prove_convertible(plan, scratch, Heard(stages, lambda _: None), child_environment(this, scratch, settings))
+    shutil.rmtree(scratch.root)
+    log.info("checked", would="train", then_export=this.spec.recipe.export.gguf, into=this.uri)
+
+
+def execute(attempt: Attempt, scratch: Scratch, settings: Settings, stages: Stages) -> Result:
+    """The stages of an attempt."""
+    this, adapter = attempt.run, list[Artifact]()
+    variables = child_environment(this, scratch, settings)
+    with stages.enter("download"):
+        scratch.prepare()
+        inputs = prepare_inputs(this.spec, scratch)
+        plan = write_plan(this, inputs, scratch, settings.llama_cpp)
+
+    def publish_now(summary: TrainSummary) -> None:
+        ready_adapter(this, inputs, scratch, summary, heard.versions)
+        adapter.extend(publish_adapter(attempt, scratch.lora))
+
+    heard = Heard(stages, publish_now)
+    with stages.enter("train"):
+        prove_convertible(plan, scratch, heard, variables)
+        run_child(train_command(scratch.plan, plan.gpus), variables, scratch.work, scratch.events, heard.hear, said)
+    with stages.enter("export"):
+        if exports(plan):
+            run_child(export_command(scratch.plan), variables, scratch.work, scratch.events, heard.hear, said)
+    with stages.enter("publish"):
+        write_report(scratch.report, this.run_id, this.spec, inputs.rows, heard, stages.seconds)
+        artifacts = publish_rest(attempt, tuple(adapter), scratch.gguf, scratch.merged, scratch.report)
+        attempt.assert_newest()
+    return put_result(
+        this,
+        Result(
+            run_id=this.run_id,
+            spec_sha256=this.spec_sha256,
+            attempt=attempt.number,
+            artifacts=artifacts,
+            train=heard.summary,
+            seconds_by_stage=stages.seconds,
+            gpu_seconds=round(this.spec.gpus * sum(stages.seconds.values()), 3),
+            versions=heard.versions,
+            image=this.spec.image,
+            code_version=this.spec.code_version,
+            code_revision=settings.code_revision,
+            parents=(this.spec.base_model.uri, *(file.uri for file in this.spec.dataset.train)),
+        ),
+    )
+
+
+def child_environment(this: Run, scratch: Scratch, settings: Settings) -> dict[str, str]:
+    """The variables of this run's children."""
+    report_to = this.spec.recipe.training.report_to
+    return environment(scratch.home, scratch.report, settings.llama_cpp, this.spec.gpus, report_to, os.environ)
+
+
+def exports(plan: Plan) -> bool:
+    """Whether the config asks for more than the adapter."""
+    export = plan.recipe.export
+    return bool(export.gguf or export.lora_gguf or export.merged)
+
+
+def prove_convertible(plan: Plan, scratch: Scratch, heard: Heard, variables: Mapping[str, str]) -> None:
+    """A one-layer model goes through the export, so that a GGUF that cannot be made is known before step 1."""
+    if plan.recipe.export.gguf:
+        command = export_command(scratch.plan, "--check")
+        run_child(command, variables, scratch.work, scratch.events, heard.hear, said)
+
+
+def ready_adapter(
+    this: Run, inputs: Inputs, scratch: Scratch, summary: TrainSummary, versions: Mapping[str, str]
+) -> None:
+    """The copy of the adapter that is published: with a model card, and without a path of this machine."""
+    shutil.copytree(scratch.adapter, scratch.lora)
+    write_model_card(
+        scratch.lora,
+        run_id=this.run_id,
+        recipe=this.spec.recipe,
+        base=inputs.base,
+        summary=summary,
+        versions=versions,
+    )
+    clean_adapter(scratch.lora, this.spec.base_model.uri, scratch.root)
+
+
+def said(line: str) -> None:
+    """A line that a child printed."""
+    log.info("said", text=line)
+
+
+def show_where(result: Result, root: str) -> None:
+    """Where the artifacts are, for whoever watched."""
+    for kind, artifacts in result.artifacts:
+        for artifact in artifacts:
+            if kind in ("gguf", "merged") or artifact.key.endswith(("adapter_model.safetensors", "report.html")):
+                log.info("artifact", uri=f"{root}/{artifact.key}", bytes=artifact.size)

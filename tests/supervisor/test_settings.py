@@ -1,0 +1,46 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from job.contract.errors import JobError, UsageError
+from job.settings import read_settings
+
+_REQUIRED = {"FINETUNE_CONFIG": "c.yaml", "FINETUNE_RUNS": "s3://runs"}
+
+
+def test_a_flag_wins_over_its_variable() -> None:
+    settings = read_settings(["--config", "flag.yaml"], _REQUIRED)
+    assert (settings.config, settings.runs) == ("flag.yaml", "s3://runs")
+
+
+def test_what_is_missing_is_named_with_its_flag_and_its_variable() -> None:
+    with pytest.raises(UsageError, match="no runs given") as raised:
+        read_settings(["--config", "c.yaml"], {})
+    assert raised.value.resolution == "Pass --runs or set FINETUNE_RUNS."
+
+
+def test_again_needs_an_id_of_its_own() -> None:
+    with pytest.raises(UsageError, match="--again"):
+        read_settings(["--again", "--run-id", "bot-1"], _REQUIRED)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "soon", ""])
+def test_an_interval_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(UsageError, match="FINETUNE_STALE_SECONDS"):
+        read_settings([], _REQUIRED | {"FINETUNE_STALE_SECONDS": value})
+
+
+def ends_with(flags: list[str]) -> int | str | None:
+    """0 for settings, else the code that the start ends with."""
+    try:
+        read_settings(flags, _REQUIRED)
+    except JobError as error:
+        return error.code
+    except SystemExit as ended:  # --help
+        return ended.code
+    return 0
+
+
+@given(st.lists(st.text(max_size=20), max_size=6))
+def test_no_flags_give_anything_but_settings_or_usage(flags: list[str]) -> None:
+    assert ends_with(flags) in (0, 64)

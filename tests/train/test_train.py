@@ -1,0 +1,159 @@
+"""The training child, as the supervisor starts it, on a tiny real model."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from job.children import run_child, train_command
+from job.contract.errors import BugError, GpuOutOfMemory
+from job.contract.events import Evaluated, Event, Loaded, Sample, SampleText, Saved, Step, Trained
+from job.contract.model import canonical_bytes
+from job.contract.plan import Plan
+from job.environment import environment
+from job.scratch import Scratch
+from tests.tiny import make_tiny_model, tiny_config, tiny_plan, write_rows
+
+Train = Callable[[Plan, Scratch], list[Event]]
+
+
+def train(plan: Plan, scratch: Scratch) -> list[Event]:
+    """Runs the child to its end; its events, in order."""
+    scratch.plan.write_bytes(canonical_bytes(plan))
+    events: list[Event] = []
+    variables = environment(scratch.home, scratch.report, Path(plan.llama_cpp), plan.gpus, (), os.environ)
+    variables["PYTHONPATH"] = str(Path(__file__).parents[2])
+    run_child(
+        train_command(scratch.plan, plan.gpus), variables, scratch.work, scratch.events, events.append, lambda _: None
+    )
+    return events
+
+
+def of_kind(events: list[Event], kind: type[Any]) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "base")
+
+
+@pytest.fixture(scope="module")
+def straight(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Scratch, list[Event], str]:
+    """Twenty steps at once, with samples of which one cannot be answered; and what the base was before."""
+    before = digest(base / "model.safetensors")
+    scratch = Scratch(tmp_path_factory.mktemp("straight"))
+    config = tiny_config(
+        base,
+        {"max_steps": 20, "save_steps": 10, "eval_steps": 10},
+        samples={"prompts": ["How many coins?", "Unanswerable"], "max_new_tokens": 4},
+    )
+    plan = tiny_plan(scratch, base, config)
+    unknown = 10**6  # a token that the vocabulary lacks
+    plan = plan.model_copy(update={"sample_ids": (plan.sample_ids[0], (unknown,))})
+    return scratch, train(plan, scratch), before
+
+
+def test_the_loss_falls(straight: tuple[Scratch, list[Event], str]) -> None:
+    steps = of_kind(straight[1], Step)
+    losses = [step.loss for step in steps]
+    assert [step.step for step in steps] == list(range(1, 21))
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_the_adapter_is_trained_and_the_base_is_not(straight: tuple[Scratch, list[Event], str], base: Path) -> None:
+    scratch, _, before = straight
+    weights = load_file(scratch.adapter / "adapter_model.safetensors")
+    outputs = {name: weight for name, weight in weights.items() if "lora_B" in name}
+    assert len(outputs) == 2 * 7  # layers times projections; each starts at zero
+    assert all(np.abs(weight).max() > 0 for weight in outputs.values())
+    assert digest(base / "model.safetensors") == before
+
+
+def test_the_adapter_carries_the_tokenizer_byte_by_byte(straight: tuple[Scratch, list[Event], str]) -> None:
+    scratch = straight[0]
+    for file in scratch.tokenizer.iterdir():
+        assert (scratch.adapter / file.name).read_bytes() == file.read_bytes()
+
+
+def test_what_was_measured_is_told(straight: tuple[Scratch, list[Event], str]) -> None:
+    [loaded] = of_kind(straight[1], Loaded)
+    [trained] = of_kind(straight[1], Trained)
+    summary = trained.summary
+    assert (loaded.effective_batch, loaded.linear_4bit, summary.device, summary.steps) == (8, 0, "cpu", 20)
+    assert 0 < summary.tokens_trained < summary.tokens_seen
+    assert summary.eval_loss == of_kind(straight[1], Evaluated)[-1].loss
+    assert [event.step for event in of_kind(straight[1], Evaluated)][:2] == [10, 20]
+
+
+def test_samples_are_streamed_before_and_after_and_one_that_fails_loses_nothing(
+    straight: tuple[Scratch, list[Event], str],
+) -> None:
+    events = straight[1]
+    samples = of_kind(events, Sample)
+    assert [(sample.model, bool(sample.error)) for sample in samples] == [
+        ("base", False),
+        ("base", True),
+        ("tuned", False),
+        ("tuned", True),
+    ]
+    streamed = "".join(event.text for event in of_kind(events, SampleText) if event.model == "tuned")
+    assert streamed.strip() == samples[2].answer.strip()
+    assert events.index(of_kind(events, Trained)[0]) < events.index(samples[2]), "the adapter comes first"
+
+
+def test_ten_and_ten_resumed_steps_are_twenty_straight_ones_byte_for_byte(
+    straight: tuple[Scratch, list[Event], str], base: Path, tmp_path: Path
+) -> None:
+    before, events, _ = straight
+    [saved] = of_kind(events, Saved)
+    scratch = Scratch(tmp_path / "resumed")
+    plan = tiny_plan(scratch, base, tiny_config(base, {"max_steps": 20, "save_steps": 10, "eval_steps": 10}))
+    resumed = train(plan.model_copy(update={"resume_from": saved.directory}), scratch)
+    assert [step.step for step in of_kind(resumed, Step)] == list(range(11, 21))
+    assert [step.loss for step in of_kind(resumed, Step)] == [step.loss for step in of_kind(events, Step)][10:]
+    assert digest(scratch.adapter / "adapter_model.safetensors") == digest(before.adapter / "adapter_model.safetensors")
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
+    base = make_tiny_model(tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"][0] = np.inf
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    scratch = Scratch(tmp_path / "scratch")
+    with pytest.raises(BugError, match="the loss is nan at step 1"):
+        train(tiny_plan(scratch, base, tiny_config(base, {"max_steps": 2})), scratch)
+    assert not scratch.adapter.exists()
+
+
+def test_rows_that_the_trainer_would_cut_end_the_run(base: Path, tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "scratch")
+    plan = tiny_plan(scratch, base, tiny_config(base, {"max_steps": 2}))
+    write_rows(scratch.rows / "train.arrow", [(list(range(3, 203)), list(range(3, 203)))] * 8)
+    with pytest.raises(BugError, match="the trainer changed the rows"):
+        train(plan, scratch)
+
+
+def test_a_full_gpu_is_told_with_the_key_to_lower(base: Path, tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "scratch")
+    plan = tiny_plan(scratch, base, tiny_config(base, {"max_steps": 2}))
+    scratch.plan.write_bytes(canonical_bytes(plan))
+    code = (
+        "import sys, torch; from job.telling import run_child\n"
+        "def work(plan, teller): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')\n"
+        "sys.exit(run_child(work, sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, str(scratch.plan)]
+    with pytest.raises(GpuOutOfMemory, match="Tried to allocate 2 GiB") as raised:
+        run_child(command, dict(os.environ), Path(__file__).parents[2], scratch.events, lambda _: None, lambda _: None)
+    assert "load_in_4bit" in raised.value.resolution
