@@ -43,6 +43,8 @@ class Display:
             )
         elif name == "exporting":
             self._bar("export", event["step"] - 1, event["of"], escape(event["what"]))
+        elif name == "shown row":
+            self._row(event["spans"])
         elif level != "debug":
             self._line(level, name, event)
 
@@ -57,6 +59,14 @@ class Display:
             self._progress.start()
             self._task = self._progress.add_task(what, total=total, facts=facts)
         self._progress.update(self._task, description=what, completed=done, total=total, facts=facts)
+
+    def _row(self, spans: list[tuple[str, str]]) -> None:
+        """A row with what is trained on in colour."""
+        self._end_bar()
+        self.console.print("[bold]shown row[/]  [dim]masked[/]  [green]trained on[/]")
+        for text, kind in spans:
+            self.console.print(escape(text), end="", style="green" if kind == "trained on" else "dim")
+        self.console.print()
 
     def _line(self, level: str, name: str, event: dict[str, Any]) -> None:
         self._end_stream()

@@ -27,7 +27,7 @@ BITS_PER_WEIGHT: dict[Quantization, float] = {
 }
 _SLACK_BYTES = GIB  # compiled kernels, logs, the one-layer model, the report
 _SLACK_SHARE = 0.05  # of the rest
-_CHECKPOINTS_AT_ONCE = 3  # one being written, the newest, one being uploaded
+_CHECKPOINTS_AT_ONCE = 3  # the two that training keeps, and one being written
 
 _SECRETS = {"tensorboard": None, "wandb": "WANDB_API_KEY", "mlflow": "MLFLOW_TRACKING_URI"}
 
@@ -87,7 +87,7 @@ def disk_need(recipe: Recipe, weight_bytes: int, base_bytes: int, dataset_bytes:
     }
     if recipe.export.gguf or recipe.export.merged:
         parts["merged model"] = weight_bytes
-    if {"q4_k_m", "q5_k_m", "q6_k"} & set(recipe.export.gguf):
+    if any(BITS_PER_WEIGHT[quantization] < 16 for quantization in recipe.export.gguf):
         parts["16-bit GGUF to quantize from"] = weight_bytes
     for quantization in recipe.export.gguf:
         parts[f"GGUF {quantization}"] = int(weights * BITS_PER_WEIGHT[quantization] / 8)

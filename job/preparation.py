@@ -12,7 +12,8 @@ from job.contract.documents import Spec
 from job.contract.errors import ConfigError
 from job.contract.model import canonical_bytes
 from job.contract.plan import Plan
-from job.dataset.preparing import Prepared, prepare
+from job.dataset.prepared import Prepared
+from job.dataset.preparing import prepare
 from job.dataset.tokenizer import Tokenizer, load_tokenizer, messages_of
 from job.inputs import fetch_base_model, fetch_dataset
 from job.moving import Moving
@@ -22,6 +23,7 @@ from job.scratch import Scratch
 log = structlog.get_logger()
 
 TEMPLATE_FILE = "chat_template.jinja"
+TRAIN_ROWS, EVAL_ROWS, REJECTS = "train.arrow", "eval.arrow", "rejects.jsonl"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -65,7 +67,19 @@ def prepare_inputs(spec: Spec, scratch: Scratch) -> Inputs:
         gpus=spec.gpus,
         name_of=files.name_of,
     )
+    shutil.copyfile(scratch.rows / REJECTS, scratch.report / REJECTS)
+    tell(rows)
     return Inputs(base, tokenizer, rows)
+
+
+def tell(rows: Prepared) -> None:
+    """What a person should see of the rows before anything is trained on them."""
+    for name, split in (("train", rows.train), ("eval", rows.eval)):
+        if split:
+            log.info("rows", split=name, **split.model_dump(exclude={"lengths"}))
+    for warning in rows.warnings:
+        log.warning(warning)
+    log.info("shown row", spans=[(span.text, "trained on" if span.trained else "masked") for span in rows.shown])
 
 
 def write_tokenizer(base: Path, tokenizer: Tokenizer, directory: Path) -> None:
@@ -90,8 +104,8 @@ def write_plan(run: Run, inputs: Inputs, scratch: Scratch, llama_cpp: Path) -> P
         tokenizer=str(scratch.tokenizer),
         stop_token_ids=inputs.tokenizer.stop_token_ids,
         sample_ids=_sample_ids(run.spec, inputs.tokenizer),
-        train_rows=str(inputs.rows.train),
-        eval_rows=str(inputs.rows.eval) if inputs.rows.eval else None,
+        train_rows=str(scratch.rows / TRAIN_ROWS),
+        eval_rows=str(scratch.rows / EVAL_ROWS) if inputs.rows.eval else None,
         checkpoints=str(scratch.checkpoints),
         adapter=str(scratch.adapter),
         merged=str(scratch.merged),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from job.attempt import Attempt
-from job.contract.documents import Artifact, Artifacts, Published
+from job.contract.documents import Artifact, Published
 from job.contract.errors import DataError
 from job.contract.model import canonical_bytes
 from job.moving import Moving
@@ -51,12 +51,3 @@ def publish_adapter(attempt: Attempt, directory: Path) -> tuple[Artifact, ...]:
     attempt.run.storage.put(attempt.keys.published, canonical_bytes(published))
     return files
 
-
-def publish_rest(attempt: Attempt, adapter: tuple[Artifact, ...], gguf: Path, merged: Path, report: Path) -> Artifacts:
-    """Uploads whatever else the run delivers."""
-    return Artifacts(
-        lora=adapter,
-        gguf=publish_directory(attempt, "gguf", gguf),
-        merged=publish_directory(attempt, "merged", merged),
-        report=publish_directory(attempt, "report", report),
-    )

@@ -11,7 +11,7 @@ from job.attempt import Attempt, claim
 from job.children import export_command, run_child, train_command
 from job.contract.config import RunConfig
 from job.contract.config_file import parse_config
-from job.contract.documents import Artifact, Result, TrainSummary
+from job.contract.documents import Artifact, Artifacts, Result, TrainSummary
 from job.contract.errors import NoInputError
 from job.contract.plan import Plan
 from job.environment import environment
@@ -21,8 +21,8 @@ from job.logs import LogBuffer
 from job.model_card import clean_adapter, write_model_card
 from job.preflight import check_device, check_disk, check_trackers, disk_need
 from job.preparation import Inputs, prepare_inputs, write_plan
-from job.publishing import publish_adapter, publish_rest
-from job.report import write_report
+from job.publishing import publish_adapter, publish_directory
+from job.report import RunFacts, write_report
 from job.run import Run, finish, finished, identify, put_result, put_spec
 from job.scratch import Scratch
 from job.settings import Settings
@@ -46,13 +46,14 @@ def run(settings: Settings, stages: Stages, buffer: LogBuffer) -> Result | None:
     check_trackers(config.training.report_to, os.environ)
     this = identify(config, open_storage(settings.runs), settings)
     log.info("run", run_id=this.run_id, uri=this.uri)
-    now = probe(this.storage, this.keys.canary(uuid.uuid4().hex))
+    now = probe(this.storage, this.keys.canary(uuid.uuid4().hex)).last_modified
     if result := finished(this):
         return keep(this, result, config_bytes, settings)
     scratch = Scratch(settings.scratch / this.run_id)
     device = check_device(config.compute.gpus)
     log.info("device", kind=device.kind, names=device.names, detail=device.detail)
     base_bytes, dataset_bytes, weight_bytes = download_bytes(this.spec)
+    settings.scratch.mkdir(parents=True, exist_ok=True)
     check_disk(disk_need(this.spec.recipe, weight_bytes, base_bytes, dataset_bytes), settings.scratch)
     if settings.check:
         check(this, scratch, settings, stages)
@@ -120,8 +121,21 @@ def execute(attempt: Attempt, scratch: Scratch, settings: Settings, stages: Stag
         if exports(plan):
             run_child(export_command(scratch.plan), variables, scratch.work, scratch.events, heard.hear, said)
     with stages.enter("publish"):
-        write_report(scratch.report, this.run_id, this.spec, inputs.rows, heard, stages.seconds)
-        artifacts = publish_rest(attempt, tuple(adapter), scratch.gguf, scratch.merged, scratch.report)
+        gguf = publish_directory(attempt, "gguf", scratch.gguf)
+        merged = publish_directory(attempt, "merged", scratch.merged)
+        artifacts = Artifacts(lora=tuple(adapter), gguf=gguf, merged=merged)
+        facts = RunFacts(
+            run_id=this.run_id,
+            root=this.storage.uri,
+            spec=this.spec,
+            base=inputs.base,
+            dataset=inputs.rows,
+            heard=heard,
+            artifacts=artifacts,
+            seconds_by_stage=stages.seconds,
+        )
+        write_report(scratch.report, facts)
+        artifacts = artifacts.model_copy(update={"report": publish_directory(attempt, "report", scratch.report)})
         attempt.assert_newest()
     return put_result(
         this,
@@ -174,7 +188,7 @@ def ready_adapter(
         summary=summary,
         versions=versions,
     )
-    clean_adapter(scratch.lora, this.spec.base_model.uri, scratch.root)
+    clean_adapter(scratch.lora, this.spec.base_model, scratch.root)
 
 
 def said(line: str) -> None:

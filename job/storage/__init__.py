@@ -72,7 +72,12 @@ class Storage(Protocol):
         ...
 
     def put_if_match(self, key: str, body: bytes, etag: str) -> Stat | None:
-        """Replace the object whose tag is `etag`; None when it has changed or gone (compare-and-swap)."""
+        """Replace the object whose tag is `etag` (compare-and-swap).
+
+        Returns:
+            The stat when the key now holds exactly `body` (also when a retried put met its own success),
+            None when it holds something else or nothing.
+        """
         ...
 
     def list(self, prefix: str) -> Iterator[Stat]:

@@ -3,7 +3,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from job.contract.config import Dataset, Recipe, Training
 
@@ -16,18 +18,9 @@ PROJECTIONS |= {
 }
 
 
-def safetensors(shapes: dict[str, tuple[int, ...]], dtype: str = "BF16", width: int = 2) -> bytes:
-    """A safetensors file of zeros."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        size = width
-        for length in shape:
-            size *= length
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + bytes(end)
+def weights(shapes: dict[str, tuple[int, ...]]) -> bytes:
+    """A safetensors file of zeros, by the format's own writer."""
+    return bytes(save({name: np.zeros(shape, np.float16) for name, shape in shapes.items()}))
 
 
 def shapes_of_blocks(blocks: range) -> dict[str, tuple[int, ...]]:
@@ -61,7 +54,7 @@ def base(tmp_path: Path) -> Path:
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "tokenizer.json").write_text("{}")
     (directory / "tokenizer_config.json").write_text("{}")
-    (directory / "model.safetensors").write_bytes(safetensors(SHAPES))
+    (directory / "model.safetensors").write_bytes(weights(SHAPES))
     return directory
 
 
@@ -73,15 +66,10 @@ def sharded(base: Path) -> Path:
     first = {name: shape for name, shape in SHAPES.items() if name not in second}
     names = {"model-00001-of-00002.safetensors": first, "model-00002-of-00002.safetensors": second}
     for file, shapes in names.items():
-        (base / file).write_bytes(safetensors(shapes))
+        (base / file).write_bytes(weights(shapes))
     weight_map = {name: file for file, shapes in names.items() for name in shapes}
     (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return base
-
-
-@pytest.fixture
-def safetensors_of() -> Callable[..., bytes]:
-    return safetensors
 
 
 @pytest.fixture

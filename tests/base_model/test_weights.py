@@ -2,18 +2,28 @@
 
 import contextlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from job.contract.errors import DataError
 from job.weights import read_header, some
 
-SHAPES = {"a": (2, 3), "b": (4,), "empty": (0, 5), "scalar": ()}
+WHOLE = save(
+    {
+        "a": np.zeros((2, 3), np.float16),
+        "b": np.zeros(4, np.int64),
+        "empty": np.zeros((0, 5), np.float32),
+        "flag": np.zeros(3, np.bool_),
+        "scalar": np.zeros((), np.float32),
+    },
+    metadata={"format": "pt"},
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +39,20 @@ def entry(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-def test_a_good_file(file: Path, safetensors_of: Callable[..., bytes]) -> None:
-    file.write_bytes(safetensors_of(SHAPES))
+def test_a_good_file(file: Path) -> None:
+    file.write_bytes(WHOLE)
     assert {name: (tensor.shape, tensor.size) for name, tensor in read_header(file).items()} == {
         "a": ((2, 3), 12),
-        "b": ((4,), 8),
+        "b": ((4,), 32),
         "empty": ((0, 5), 0),
-        "scalar": ((), 2),
+        "flag": ((3,), 3),
+        "scalar": ((), 4),
     }
 
 
-def test_every_cut_is_found(file: Path, safetensors_of: Callable[..., bytes]) -> None:
-    whole = safetensors_of(SHAPES)
-    for length in range(len(whole)):
-        file.write_bytes(whole[:length])
+def test_every_cut_is_found(file: Path) -> None:
+    for length in range(len(WHOLE)):
+        file.write_bytes(WHOLE[:length])
         with pytest.raises(DataError, match=r"model\.safetensors"):
             read_header(file)
 

@@ -43,6 +43,12 @@ def test_an_adapter_alone_needs_no_merged_model() -> None:
     assert disk_need(recipe(Export(gguf=(), merged=True)), 6 * GB, 6 * GB, 0).parts["merged model"] == 6 * GB
 
 
+@pytest.mark.parametrize(("file", "is_quantized"), [("f32", False), ("bf16", False), ("q8_0", True), ("q4_k_m", True)])
+def test_a_quantized_file_is_made_from_another(file: Quantization, is_quantized: bool) -> None:
+    need = disk_need(recipe(Export(gguf=(file,))), GB, GB, 0)
+    assert ("16-bit GGUF to quantize from" in need.parts) == is_quantized
+
+
 @given(
     files=st.lists(st.sampled_from(get_args(Quantization)), unique=True),
     merged=st.booleans(),

@@ -1,0 +1,113 @@
+"""A row's JSON: orjson reads it; where orjson cannot decide, or refuses, Python's own parser says why."""
+
+import json
+from typing import Any, NoReturn
+
+import orjson
+
+from job.dataset.rejects import BadRow
+
+
+def parse_row(line: bytes, last: bool = False) -> dict[str, Any]:
+    """The object in one line.
+
+    Args:
+        line: the line, with or without its end.
+        last: the file ends in this very line, without a line break.
+
+    Raises:
+        BadRow: saying why it is none.
+    """
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise _explained(line, error, last) from error
+    if type(value) is not dict:
+        raise BadRow("not_an_object", "the row is not a JSON object", excerpt=line)
+    # Neither parser minds a key that is given twice. Each key ends in `":`, which inside a string would read `\":`,
+    # so one more of them than there are keys asks for a closer look.
+    if line.count(b'":') - line.count(b'\\":') != _count_keys(value):
+        _refuse_duplicates(line.decode())
+    return value
+
+
+def _count_keys(value: dict[str, Any] | list[Any]) -> int:
+    """The keys of all objects in a value."""
+    if type(value) is dict:
+        count, inner = len(value), value.values()
+    else:
+        count, inner = 0, value
+    for item in inner:
+        if type(item) is dict or type(item) is list:
+            count += _count_keys(item)
+    return count
+
+
+def _refuse_duplicates(text: str) -> None:
+    duplicates: list[str] = []
+    json.loads(text, object_pairs_hook=lambda pairs: pairs_to_dict(pairs, duplicates))
+    if duplicates:
+        raise duplicate_key(duplicates[0])
+
+
+def pairs_to_dict(pairs: list[tuple[str, Any]], duplicates: list[str]) -> dict[str, Any]:
+    """The object of these pairs; a key that is given twice is noted."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        duplicates.extend(key for key in value if keys.count(key) > 1)
+    return value
+
+
+def duplicate_key(key: str) -> BadRow:
+    """The complaint about a key that is given twice."""
+    return BadRow("duplicate_key", "a key is given twice in one object", excerpt=key)
+
+
+def refuse_constant(name: str) -> NoReturn:
+    """For Python's parser, which takes NaN and Infinity for numbers."""
+    raise BadRow("not_json", f"{name} is not JSON: write null", excerpt=name)
+
+
+def refuse_surrogates(text: str) -> None:
+    """For Python's parser, which takes half a surrogate pair for a character.
+
+    Raises:
+        BadRow: when there is one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow("not_json", "an escape such as \\ud800 is half a character", excerpt=text[: error.start]) from error
+
+
+def _explained(line: bytes, error: orjson.JSONDecodeError, last: bool) -> BadRow:
+    """Why orjson refuses a line, in plain words."""
+    if b"\x00" in line:
+        return BadRow("not_json", "the row holds NUL bytes", excerpt=line[: line.index(b"\x00")][-60:])
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as utf8_error:
+        start = utf8_error.start
+        return BadRow("not_utf8", f"not UTF-8 at byte {start} of the row", excerpt=line[max(0, start - 30) : start + 30])
+    try:
+        json.loads(text, parse_constant=refuse_constant)
+    except BadRow as bad:
+        return bad
+    except RecursionError:
+        return BadRow("not_json", "nested too deeply", excerpt=text)
+    except json.JSONDecodeError as python_error:
+        return _json_error(text, python_error, last)
+    except ValueError:  # an integer of more than 4,300 digits
+        return BadRow("not_json", "a number is too large", excerpt=text)
+    what = {"number is infinity when parsed as double": "a number is too large"}.get(
+        error.msg.split(":")[0], "an escape such as \\ud800 is half a character" if "surrogate" in error.msg else error.msg
+    )
+    return BadRow("not_json", what, excerpt=text[max(0, error.pos - 30) : error.pos + 30])
+
+
+def _json_error(text: str, error: json.JSONDecodeError, last: bool) -> BadRow:
+    if last and error.pos >= len(text.rstrip()) or (last and error.msg.startswith("Unterminated string")):
+        return BadRow("cut_off", "the file ends in the middle of this row", excerpt=text[-60:])
+    near = text[max(0, error.pos - 30) : error.pos + 30]
+    return BadRow("not_json", f"not JSON at character {error.pos + 1}: {error.msg}", excerpt=near)

@@ -1,0 +1,126 @@
+"""The connection to S3: one client, our settings, and requests that are tried again for as long as the budget lasts."""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+from boto3.session import Session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from urllib3.exceptions import HTTPError
+
+from job.contract.errors import ConfigError, UnavailableError, UsageError
+from job.storage.checksums import Checksum, chosen
+from job.storage.s3_errors import StaleCredentials, meaning
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+Answer = TypeVar("Answer")
+Arguments = dict[str, Any]
+"""Keyword arguments of a request."""
+
+# Reference: AWS SDKs' `standard` retry mode; 8 tries within one request take about half a minute.
+_ATTEMPTS = 8
+_HURRIED_ATTEMPTS = 2
+_HURRIED_SECONDS = 60
+_BUDGET_SECONDS = 1800.0
+_MOST_CONNECTIONS = 32
+_making = threading.Lock()
+
+
+@dataclass(frozen=True)
+class S3Settings:
+    """How we talk to a store, beyond what the standard AWS variables say."""
+
+    budget_seconds: float
+    """For how long one request is tried again while the store does not answer."""
+    checksum: Checksum
+    """What each upload carries and the store confirms."""
+
+    @classmethod
+    def from_environment(cls, budget_seconds: float | None = None) -> "S3Settings":
+        """FINETUNE_S3_BUDGET_SECONDS (unless the caller is in a hurry) and FINETUNE_S3_CHECKSUM.
+
+        Raises:
+            UsageError: for values that make no sense.
+        """
+        text = os.environ.get("FINETUNE_S3_BUDGET_SECONDS", str(_BUDGET_SECONDS))
+        try:
+            budget = float(text)
+        except ValueError:
+            raise UsageError(f"FINETUNE_S3_BUDGET_SECONDS={text} is not a number of seconds") from None
+        default = "none" if os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION") == "when_required" else "CRC64NVME"
+        return cls(
+            budget if budget_seconds is None else min(budget, budget_seconds),
+            chosen(os.environ.get("FINETUNE_S3_CHECKSUM", default)),
+        )
+
+    @property
+    def client(self) -> "S3Client":
+        """The process's client."""
+        with _making:
+            return _client(_HURRIED_ATTEMPTS if self.budget_seconds < _HURRIED_SECONDS else _ATTEMPTS)
+
+    def request(self, uri: str, ask: "Callable[[S3Client], Answer]") -> Answer:
+        """The answer to one request about `uri`, asked again while the store is unavailable and the budget lasts.
+
+        Raises:
+            JobError: of the kind that s3_errors.py's table gives.
+        """
+
+        def once() -> Answer:
+            try:
+                return _asked(self.client, uri, ask)
+            except StaleCredentials:
+                forget_client()  # a new one reads the credentials anew
+                return _asked(self.client, uri, ask)
+
+        return Retrying(
+            retry=retry_if_exception_type(UnavailableError),
+            stop=stop_after_delay(self.budget_seconds),
+            wait=wait_random_exponential(max=30),
+            before_sleep=_tell,
+            reraise=True,
+        )(once)
+
+
+def forget_client() -> None:
+    """Let the next request make a new client, from the environment and credentials as they are then."""
+    _client.cache_clear()
+
+
+@cache
+def _client(attempts: int) -> "S3Client":
+    config = Config(
+        connect_timeout=5,
+        read_timeout=60,
+        tcp_keepalive=True,
+        retries={"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", attempts))},
+        max_pool_connections=_MOST_CONNECTIONS,
+        # Our checksums are computed before a request, so botocore has none to add.
+        request_checksum_calculation="when_required",
+    )
+    try:
+        return Session().client("s3", config=config)
+    except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
+        raise ConfigError(f"S3: {error}", "Check the AWS_* variables, AWS_ENDPOINT_URL_S3 first.") from error
+
+
+def _asked(client: "S3Client", uri: str, ask: "Callable[[S3Client], Answer]") -> Answer:
+    try:
+        return ask(client)
+    except (ClientError, BotoCoreError, HTTPError) as error:
+        raise meaning(error, uri) from error
+
+
+def _tell(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    structlog.get_logger().warning(
+        "the store does not answer, asking again", attempt=state.attempt_number, error=str(error)
+    )

@@ -1,0 +1,89 @@
+"""Many files at once."""
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from job.contract.errors import NoInputError
+from job.storage import Progress, Stat, Storage, Uploaded, no_progress
+from job.storage.local_files import local_errors
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+# A file above this is moved alone, its parts in parallel; those below go side by side. So memory stays bounded.
+_LARGE_BYTES = 16 << 20
+_AT_A_TIME = 8
+
+
+def download_all(files: Iterable[tuple[Storage, Stat, Path]], progress: Progress = no_progress) -> None:
+    """Fetch each object to its path, as `Storage.download` does.
+
+    `progress` is called by one thread at a time.
+
+    Raises:
+        JobError: the first that a file raised; files that are whole by then stay.
+    """
+    told = _one_at_a_time(progress)
+    each_file(
+        lambda file: file[0].download(file[1], file[2], told), sorted(files, key=_size_of_wanted), _size_of_wanted
+    )
+
+
+def upload_directory(
+    directory: Path, storage: Storage, prefix: str, progress: Progress = no_progress
+) -> list[tuple[str, Uploaded]]:
+    """Send every file below `directory` to `prefix` and its path there.
+
+    Returns:
+        The relative path, with forward slashes, and the confirmed object of each, sorted by path.
+
+    Raises:
+        NoInputError: there is no file.
+        JobError: what `Storage.upload` raises.
+    """
+    told = _one_at_a_time(progress)
+    with local_errors(directory):
+        sizes = {
+            path.relative_to(directory).as_posix(): path.stat().st_size
+            for path in directory.rglob("*")
+            if path.is_file()
+        }
+    if not sizes:
+        raise NoInputError(f"{directory} holds no file")
+    sent = each_file(
+        lambda name: (name, storage.upload(directory / name, f"{prefix}{name}", told)), sorted(sizes), sizes.__getitem__
+    )
+    return sorted(sent, key=lambda pair: pair[0])
+
+
+def each_file(
+    move: Callable[[Task], Result], files: Iterable[Task], size: Callable[[Task], int] = lambda _: 0
+) -> list[Result]:
+    """What `move` gives for each file: small ones first and side by side, then the large ones one by one."""
+    small: list[Task] = []
+    large: list[Task] = []
+    for file in files:
+        (large if size(file) > _LARGE_BYTES else small).append(file)
+    with ThreadPoolExecutor(_AT_A_TIME, "files") as workers:
+        try:
+            moved = list(workers.map(move, small))
+        finally:
+            workers.shutdown(cancel_futures=True)
+    return moved + [move(file) for file in large]
+
+
+def _size_of_wanted(file: tuple[Storage, Stat, Path]) -> int:
+    return file[1].size
+
+
+def _one_at_a_time(progress: Progress) -> Progress:
+    lock = threading.Lock()
+
+    def told(size: int) -> None:
+        with lock:
+            progress(size)
+
+    return told

@@ -1,0 +1,166 @@
+"""Every exit code of the table, by a real cause."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from job.storage.opening import open_storage
+from tests.conftest import free_ports
+from tests.job.conftest import Ended, Pod
+from tests.tiny import make_tiny_model, sums
+
+Make = Callable[..., Pod]
+
+
+def nothing_published(pod: Pod) -> bool:
+    keys = [stat.key for stat in open_storage(pod.root).list("")]
+    return not any(key.endswith(("result.json", "latest.json")) for key in keys)
+
+
+def test_64_bad_flags(pod: Make) -> None:
+    assert pod().start("--run-id", "Not An Id").code == 64
+
+
+def test_64_an_unknown_flag(pod: Make) -> None:
+    ended = pod().start("--learning-rate", "1")
+    assert ended.code == 64
+    assert "Traceback" not in ended.printed
+
+
+def test_65_bad_rows_are_told_with_their_place(pod: Make) -> None:
+    rows = "".join(json.dumps(row) + "\n" for row in sums(40)) + '{"messages": "none"}\n'
+    start = pod(rows=rows.encode())
+    ended = start.start()
+    assert (ended.code, ended.outcome.stage) == (65, "download")
+    assert "train.jsonl" in ended.outcome.message
+    assert "41" in ended.outcome.message
+    assert "Traceback" not in ended.printed
+    assert nothing_published(start)
+
+
+def test_66_an_input_that_is_not_there(pod: Make, bucket: str) -> None:
+    ended = pod(dataset={"train": f"{bucket}/data/nowhere.jsonl"}).start()
+    assert ended.code == 66
+    assert "nowhere.jsonl" in ended.outcome.message
+
+
+def test_66_a_config_that_is_not_there(pod: Make) -> None:
+    start = pod()
+    start.config += ".gone"
+    assert start.start().code == 66
+
+
+def test_69_a_store_that_does_not_answer(pod: Make) -> None:
+    [port] = free_ports(1)
+    ended = pod().start(
+        AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{port}", FINETUNE_S3_BUDGET_SECONDS="2", AWS_MAX_ATTEMPTS="1"
+    )
+    assert ended.code == 69
+    assert "Traceback" not in ended.printed
+
+
+def test_70_a_loss_that_is_not_a_number(pod: Make, tmp_path: Path) -> None:
+    base = make_tiny_model(tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"][0] = np.inf
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    start = pod(base=base)
+    ended = start.start()
+    assert (ended.code, ended.outcome.name, ended.outcome.stage) == (70, "BUG", "train")
+    assert nothing_published(start)
+
+
+def test_71_a_gpu_run_without_a_gpu_ends_before_any_download(pod: Make) -> None:
+    start = pod(compute={"gpus": 1})
+    ended = start.start()
+    assert ended.code == 71
+    assert not list(start.scratch.rglob("*.safetensors"))
+
+
+def test_73_a_run_id_that_belongs_to_another_config(pod: Make) -> None:
+    first = pod({"max_steps": 1})
+    assert first.start("--run-id", "tiny-night-1", "--check").code == 0
+    assert first.start("--run-id", "tiny-night-1").code == 0
+    ended = pod({"max_steps": 2}).start("--run-id", "tiny-night-1")
+    assert ended.code == 73
+    assert "training.max_steps was 1 and is 2" in ended.outcome.message
+
+
+def test_74_scratch_that_is_too_small_is_told_with_numbers_before_any_download(pod: Make) -> None:
+    start = pod()
+    start.scratch.mkdir()
+    mount = f'mount -t tmpfs -o size=1m tmpfs {start.scratch} && exec "$@"'
+    ended = start.start(prefix=("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"))
+    assert ended.code == 74
+    assert "GiB" in ended.outcome.message
+
+
+def test_77_a_store_that_refuses_us(pod: Make) -> None:
+    start = pod()
+    ended = start.start(AWS_ACCESS_KEY_ID="someone-else", AWS_SECRET_ACCESS_KEY="not-the-secret")
+    assert ended.code == 77
+    assert "not-the-secret" not in ended.printed
+
+
+def test_78_a_config_with_all_its_mistakes_at_once(pod: Make, bucket: str) -> None:
+    start = pod()
+    open_storage(bucket).put("configs/tiny.yaml", b"name: Bad Name\nlearning_rat: 1\n")
+    ended = start.start()
+    assert ended.code == 78
+    assert "line 1: name" in ended.outcome.message
+    assert "line 2: learning_rat" in ended.outcome.message
+
+
+def test_78_a_tracker_without_its_secret(pod: Make) -> None:
+    ended = pod({"report_to": ["wandb"]}).start()
+    assert ended.code == 78
+    assert "wandb" in ended.outcome.message
+
+
+def children_of(process: subprocess.Popen[str]) -> list[int]:
+    found = subprocess.run(
+        ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=False
+    )
+    return [int(text) for text in found.stdout.split()]
+
+
+def wait_for_child(process: subprocess.Popen[str]) -> int:
+    deadline = time.monotonic() + 120
+    while not (children := children_of(process)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return children[0]
+
+
+def ended_by(start: Pod, signal_number: int, *, of_child: bool) -> tuple[Ended, int]:
+    process = start.process()
+    child = wait_for_child(process)
+    time.sleep(2)
+    os.kill(child if of_child else process.pid, signal_number)
+    return start.end(process), child
+
+
+def test_137_a_child_that_is_killed(pod: Make) -> None:
+    start = pod()
+    ended, _ = ended_by(start, signal.SIGKILL, of_child=True)
+    assert (ended.code, ended.outcome.name) == (137, "KILLED")
+    assert "memory_gib" in ended.outcome.resolution
+    assert nothing_published(start)
+
+
+def test_143_sigterm_ends_the_supervisor_and_its_child(pod: Make) -> None:
+    start = pod()
+    ended, child = ended_by(start, signal.SIGTERM, of_child=False)
+    assert (ended.code, ended.outcome.name) == (143, "KILLED")
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+    assert nothing_published(start)
