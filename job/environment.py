@@ -1,11 +1,10 @@
 """The environment of the children: pure, one table."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 # What a child may inherit. No credential of the store is among it: children know nothing of S3.
-_INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES")
+_INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES")
 _INHERITED_PREFIXES = ("NVIDIA_", "NCCL_", "OMP_", "MKL_", "OPENBLAS_", "PYTORCH_")
 _TRACKERS = {"wandb": "WANDB_", "mlflow": "MLFLOW_", "tensorboard": "TENSORBOARD_"}
 
@@ -43,8 +42,6 @@ def environment(
             "UNSLOTH_COMPILE_LOCATION": str(home / "unsloth_compiled_cache"),
             "TENSORBOARD_LOGGING_DIR": str(report / "tensorboard"),
             "WANDB_DIR": str(home),
-            # libllama's bindings come with the pinned llama.cpp, not from the lock.
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(llama_cpp / "python"), inherited.get("PYTHONPATH")))),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONUNBUFFERED": "1",
             # No network: the supervisor fetched everything.

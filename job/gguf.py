@@ -1,186 +1,169 @@
-"""GGUF files: made by the pinned llama.cpp, and opened, compared and made to answer before anyone gets them."""
+"""GGUF files: how they are called, what is checked before one is published, and the Modelfile beside them."""
 
-import os
-import subprocess
-import sys
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-from gguf import GGUFReader, LlamaFileType
+import pyarrow as pa
+from tokenizers import Tokenizer
 
 from job.contract.config import Quantization
-from job.contract.errors import BugError, DataError
+from job.contract.errors import DataError
+from job.llama_cpp import FILE_TYPES, Model
+from job.weights import read_header
 
-# What the converter writes itself; everything else the quantizer makes of one of these.
-CONVERTED: tuple[Quantization, ...] = ("f32", "f16", "bf16")
+_MAGIC = b"GGUF"
+_ROWS = 16  # compared token by token
+_PROMPT, _ANSWER = 32, 4  # tokens that each file is asked with, and answers with
 
-_FILE_TYPES: dict[Quantization, LlamaFileType] = {
-    "f32": LlamaFileType.ALL_F32,
-    "f16": LlamaFileType.MOSTLY_F16,
-    "bf16": LlamaFileType.MOSTLY_BF16,
-    "q8_0": LlamaFileType.MOSTLY_Q8_0,
-    "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M,
-    "q5_k_m": LlamaFileType.MOSTLY_Q5_K_M,
-    "q6_k": LlamaFileType.MOSTLY_Q6_K,
-}
-_CONTEXT = 512  # tokens; enough for a check
-_GENERATED = 8  # tokens
-_LAST_WORDS = 6  # lines of the converter's output that a failure is told with
+Facts = dict[str, str | int | float]
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a GGUF must hold to be the model that was trained."""
+    """What every GGUF of a run must agree with."""
 
-    block_count: int
+    blocks: int
     stop_token_ids: tuple[int, ...]
+    """The tokens that end an answer, eos first."""
     chat_template: str
-    tokenizer: tokenizers.Tokenizer
-    bos_token: str | None
-    texts: Sequence[str]
-    """Rendered rows, to compare tokens on."""
+    chats: tuple[tuple[str, list[int]], ...]
+    """Rendered rows, as text and as the tokenizer's ids."""
 
 
-def file_name(name: str, quantization: Quantization) -> str:
-    """How a GGUF is called: `support-bot.Q4_K_M.gguf`."""
-    return f"{name}.{quantization.upper()}.gguf"
+def expect(model: Path, tokenizer: Path, stop_token_ids: Sequence[int], rows: Path) -> Expected:
+    """What a model's GGUF must agree with, from its config.json, its tokenizer and the rows that it is trained on.
 
-
-def convert(model: Path, file: Path, quantization: Quantization, llama_cpp: Path) -> None:
-    """Writes a model directory as GGUF, by the pinned converter.
-
-    Raises:
-        DataError: when it cannot be converted, with the converter's own last words.
+    Args:
+        model: its directory.
+        tokenizer: its tokenizer's directory.
+        stop_token_ids: the tokens that end an answer, eos first.
+        rows: the Arrow stream of prepared rows.
     """
-    flags = ["--outtype", quantization, "--outfile", str(file), str(model)]
-    _run([str(llama_cpp / "convert_hf_to_gguf.py"), *flags], f"the model cannot be converted to GGUF {quantization}")
-
-
-def convert_lora(adapter: Path, base: Path, file: Path, llama_cpp: Path) -> None:
-    """Writes an adapter as GGUF, for `llama-server --lora` and Ollama's `ADAPTER`.
-
-    Raises:
-        DataError: when it cannot be converted.
-    """
-    flags = ["--outtype", "f16", "--outfile", str(file), "--base", str(base), str(adapter)]
-    _run([str(llama_cpp / "convert_lora_to_gguf.py"), *flags], "the adapter cannot be converted to GGUF")
-
-
-def _run(command: list[str], failure: str) -> None:
-    # The archive's own gguf-py must win over an installed gguf: converter and library are of one release.
-    variables = {**os.environ, "PYTHONPATH": str(Path(command[0]).with_name("gguf-py")), "NO_COLOR": "1"}
-    done = subprocess.run(
-        [sys.executable, *command],
-        env=variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+    config = json.loads((model / "config.json").read_bytes())
+    ours = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    with pa.memory_map(str(rows)) as file, pa.ipc.open_stream(file) as stream:
+        first: list[Any] = stream.read_next_batch().column("input_ids").slice(0, _ROWS).to_pylist()
+    texts = [ours.decode(ids, skip_special_tokens=False) for ids in first]
+    return Expected(
+        blocks=config.get("text_config", config)["num_hidden_layers"],
+        stop_token_ids=tuple(stop_token_ids),
+        chat_template=(tokenizer / "chat_template.jinja").read_text("utf-8"),
+        chats=tuple((text, ours.encode(text, add_special_tokens=False).ids) for text in texts),
     )
-    if done.returncode:
-        said = "\n".join(done.stdout.splitlines()[-_LAST_WORDS:])
-        raise DataError(
-            f"{failure}. The converter said last:\n{said}",
-            "This llama.cpp does not know the base model's architecture or tokenizer: set export.gguf: [] and deliver "
-            "the adapter or the merged model.",
-        )
 
 
-def quantize(source: Path, file: Path, quantization: Quantization) -> None:
-    """Quantizes a 16 or 32-bit GGUF, by libllama.
+def check(path: Path, quantization: Quantization, tensors: int, expected: Expected) -> Facts:
+    """What a GGUF is, once it is seen to load, to be what it should be, to tokenize as the tokenizer does, and to answer.
 
-    Raises:
-        DataError: when libllama refuses.
-    """
-    import llama_cpp
-
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = int(_FILE_TYPES[quantization])
-    parameters.nthread = len(os.sched_getaffinity(0))
-    if code := llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(file), parameters):
-        raise DataError(f"libllama cannot quantize to {quantization} (code {code})", "Take it out of export.gguf.")
-
-
-def check(file: Path, quantization: Quantization, expected: Expected) -> dict[str, str | int | float]:
-    """Opens a GGUF, compares it with what was trained, and lets it generate.
-
-    Returns:
-        What was found, for the log.
+    Args:
+        path: the file.
+        quantization: its type.
+        tensors: how many it must have: as many as the file that it was quantized from.
+        expected: what else it must agree with.
 
     Raises:
-        BugError: naming what differs.
+        DataError: where it differs.
     """
-    reader = GGUFReader(file)
-
-    def field(name: str) -> Any:
-        found = reader.fields.get(name)
-        return found.contents() if found else None
-
-    architecture = field("general.architecture")
-    facts = {
-        "file type": (field("general.file_type"), int(_FILE_TYPES[quantization])),
-        "block count": (field(f"{architecture}.block_count"), expected.block_count),
-        "chat template": (field("tokenizer.chat_template"), expected.chat_template),
-        "end of answer": (field("tokenizer.ggml.eos_token_id") in expected.stop_token_ids, True),
-        "tensors": (len(reader.tensors) > 9 * expected.block_count // 2, True),
-    }
-    for name, (found, wanted) in facts.items():
-        if found != wanted:
-            raise BugError(f"{file.name}: its {name} is {str(found)[:200]!r} and must be {str(wanted)[:200]!r}")
-    generated = _try_out(file, expected)
-    return {
-        "architecture": str(architecture),
-        "tensors": len(reader.tensors),
-        "rows_compared": len(expected.texts),
-        "generated": generated,
-    }
-
-
-def _try_out(file: Path, expected: Expected) -> str:
-    """Tokenizes rows and generates, by libllama."""
-    from llama_cpp import Llama
-
-    llama = Llama(str(file), n_ctx=_CONTEXT, n_threads=len(os.sched_getaffinity(0)), verbose=False)
-    try:
-        for text in expected.texts:
-            wanted = expected.tokenizer.encode(text, add_special_tokens=False).ids
-            # A reader that renders the template has the BOS in its text; libllama must not add a second one.
-            has_bos = bool(expected.bos_token and text.startswith(expected.bos_token))
-            body = text.removeprefix(expected.bos_token or "") if has_bos else text
-            found = llama.tokenize(body.encode(), add_bos=has_bos, special=True)
-            if found != wanted:
-                place = next((i for i, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), 0)
-                raise BugError(
-                    f"{file.name} tokenizes otherwise than the tokenizer that the model was trained with: at token {place} "
-                    f"of {text[:80]!r} it has {found[place : place + 3]} for {wanted[place : place + 3]}"
-                )
-        prompt = expected.tokenizer.encode(expected.texts[0], add_special_tokens=False).ids[: _CONTEXT // 2]
-        answer = llama.create_completion(prompt, max_tokens=_GENERATED, temperature=0)
-        return str(answer["choices"][0]["text"])
-    finally:
-        llama.close()
+    with Model(path) as model:
+        architecture = model.metadata("general.architecture")
+        found = {
+            "file type": (model.metadata("general.file_type"), str(FILE_TYPES[quantization])),
+            "blocks": (model.metadata(f"{architecture}.block_count"), str(expected.blocks)),
+            "eos token": (model.metadata("tokenizer.ggml.eos_token_id"), str(expected.stop_token_ids[0])),
+            "chat template": (model.metadata("tokenizer.chat_template"), expected.chat_template),
+            "number of tensors": (tensor_count(path), tensors),
+        }
+        for what, (is_, should_be) in found.items():
+            if is_ != should_be:
+                raise _differs(path, f"its {what} is {_short(is_)} and should be {_short(should_be)}")
+        if not any(model.ends_an_answer(token) for token in expected.stop_token_ids):
+            raise _differs(
+                path, f"none of the tokens {expected.stop_token_ids}, which end an answer, ends one in llama.cpp"
+            )
+        for text, ids in expected.chats:
+            if (tokens := model.chat_tokens(text)) != ids:
+                raise _differs(path, _where(tokens, ids, text))
+        prompt = expected.chats[0][1][:_PROMPT]
+        return {
+            "architecture": architecture or "",
+            "file_type": FILE_TYPES[quantization],
+            "blocks": expected.blocks,
+            "eos_token_id": expected.stop_token_ids[0],
+            "tensors": tensors,
+            "rows_compared": len(expected.chats),
+            "answer": " ".join(map(str, model.answer(prompt, _ANSWER))),
+        }
 
 
-def check_lora(file: Path) -> dict[str, str | int | float]:
-    """Opens an adapter's GGUF.
+def check_lora(path: Path, adapter: Path) -> Facts:
+    """What an adapter's GGUF is, once it is seen to have each of the adapter's matrices.
 
     Raises:
-        BugError: when it is none.
+        DataError: it has others.
     """
-    reader = GGUFReader(file)
-    kinds = [reader.fields[name].contents() for name in ("general.type", "adapter.type") if name in reader.fields]
-    if kinds != ["adapter", "lora"] or not reader.tensors:
-        raise BugError(f"{file.name} is no LoRA adapter: {kinds}")
-    return {"tensors": len(reader.tensors)}
+    matrices = len(read_header(adapter / "adapter_model.safetensors"))
+    if (count := tensor_count(path)) != matrices:
+        raise _differs(path, f"it has {count} tensors, and the adapter {matrices}")
+    return {"tensors": count}
 
 
-def modelfile(gguf: Sequence[str], lora: str | None, base_model: str, stops: Sequence[str]) -> str:
-    """An Ollama Modelfile: the first GGUF, or the base with the adapter. The GGUF itself carries the chat template."""
-    lines = [f"FROM ./{gguf[0]}"] if gguf else [f"# Put the base model's GGUF here: {base_model}", "FROM ./base.gguf"]
-    lines += [f"# Also here: {', '.join(gguf[1:])}"] if gguf[1:] else []
-    lines += [f"ADAPTER ./{lora}"] if lora and not gguf else []
-    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
-    return "\n".join(lines) + "\n"
+def tensor_count(path: Path) -> int:
+    """How many tensors a GGUF says it has: the 8 bytes after magic and version, little-endian.
+
+    Raises:
+        DataError: it is no GGUF.
+    """
+    with path.open("rb") as file:
+        head = file.read(16)
+    if len(head) < 16 or not head.startswith(_MAGIC):
+        raise DataError(f"{path.name} is not a GGUF")
+    return int.from_bytes(head[8:], "little")
+
+
+def _differs(path: Path, what: str) -> DataError:
+    return DataError(
+        f"{path.name} is not the model that was trained: {what}",
+        "llama.cpp reads this base model's tokenizer or config otherwise than transformers does: take another base or chat_template, "
+        "or leave export.gguf empty.",
+    )
+
+
+def _where(tokens: list[int], ids: list[int], text: str) -> str:
+    """The first place where two tokenizations differ."""
+    same = next((i for i, (a, b) in enumerate(zip(tokens, ids, strict=False)) if a != b), min(len(tokens), len(ids)))
+    return (
+        f"of the row {_short(text)}, token {same} on is {tokens[same : same + 4]} in llama.cpp "
+        f"and {ids[same : same + 4]} in training"
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def gguf_name(model_line: str, quantization: Quantization) -> str:
+    """The file name of a quantization."""
+    return f"{model_line}.{quantization.upper()}.gguf"
+
+
+def lora_name(model_line: str) -> str:
+    """The file name of an adapter's GGUF."""
+    return f"{model_line}-lora.F16.gguf"
+
+
+def modelfile(gguf: str, stops: Sequence[str], adapter: str | None = None) -> str:
+    """A Modelfile for Ollama. It has no TEMPLATE: Ollama takes the one in the GGUF.
+
+    Args:
+        gguf: a file name beside it.
+        stops: the texts that end an answer.
+        adapter: the file name of a LoRA for that very GGUF.
+    """
+    lines = [f"FROM ./{gguf}"]
+    if adapter:
+        lines.append(f"ADAPTER ./{adapter}")
+    return "\n".join([*lines, *(f'PARAMETER stop "{stop}"' for stop in stops)]) + "\n"

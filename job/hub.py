@@ -3,13 +3,12 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
 from io import BufferedRandom
 from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar
+from typing import Literal
 
 import httpx
 from huggingface_hub import HfApi, get_session, hf_hub_url
@@ -24,12 +23,16 @@ from job.storage import Progress
 from job.storage.local_files import local_errors, whole_file
 
 Kind = Literal["model", "dataset"]
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _REFERENCE = re.compile(r"^hf://([\w.-]+/[\w.-]+)(?:@([^:]+))?(?::([\w.-]+))?$")
 _FILE = re.compile(r"^hf://([\w.-]+/[\w.-]+)@([0-9a-f]{40})/(.+)$")
 _CHUNK_BYTES = 1 << 20
+_patiently = retry(
+    retry=retry_if_exception_type(UnavailableError),
+    stop=stop_after_attempt(4),
+    wait=wait_random_exponential(max=20),
+    reraise=True,
+)
 _SILENCE_SECONDS = 60
 
 
@@ -80,17 +83,6 @@ def _meaning(error: HfHubHTTPError, uri: str) -> JobError:
     if status == 429 or status >= 500:
         return UnavailableError(message, "Check HF_ENDPOINT; the run can be started again.")
     return NoInputError(message, "Check the name and the revision.")
-
-
-def _patiently(ask: Callable[P, R]) -> Callable[P, R]:
-    """Ask again, a few times, while the hub is unavailable."""
-    again = retry(
-        retry=retry_if_exception_type(UnavailableError),
-        stop=stop_after_attempt(5),
-        wait=wait_random_exponential(max=20),
-        reraise=True,
-    )
-    return wraps(ask)(again(ask))
 
 
 @_patiently

@@ -1,5 +1,6 @@
 """A GGUF file asked by libllama, as any of its users would."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from llama_cpp import Llama
 
 def answers(model: Path, prompts: Sequence[str], max_tokens: int = 48) -> Iterator[str]:
     """The model's greedy answer to each prompt, rendered by the chat template that the file carries."""
-    llama = Llama(str(model), n_ctx=512, verbose=False)
+    llama = Llama(str(model), n_ctx=512, n_threads=os.cpu_count(), verbose=False)
     template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(
         llama.metadata["tokenizer.chat_template"]
     )

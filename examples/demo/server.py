@@ -66,7 +66,12 @@ def s3_server(directory: Path, bucket: str) -> Iterator[S3Server]:
         ending.callback(_remove_sockets, ports)
         output = ending.enter_context(log.open("wb"))
         process = subprocess.Popen(
-            command, cwd=directory, env=os.environ | server.environment, stdout=output, stderr=subprocess.STDOUT
+            command,
+            cwd=directory,
+            env=os.environ | server.environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for those who still need the server
         )
         ending.callback(_end, process)
         _wait(process, f"{server.endpoint}/{bucket}", log)

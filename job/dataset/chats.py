@@ -24,6 +24,12 @@ ROLES = {
 }
 """What real dumps call the four roles."""
 
+COLUMNS = frozenset(
+    {"messages", "conversations", "conversation", "instruction", "input", "output", "history", "prompt", "completion"}
+    | {"response", "system", "tools", "image", "images", "video", "videos", "audio", "audios"}
+)
+"""The keys of a row that mean something to a format; others are for people, and are not read."""
+
 _FOLLOWS = {
     "": ("system", "user"),
     "system": ("user",),
@@ -124,9 +130,14 @@ def _add_messages(chat: Chat, messages: Any, key: str) -> None:
         where = f"{key}[{index}]"
         if type(message) is not dict:
             raise BadRow("bad_message", "a message must be an object", where, message)
-        role = message.get("from") if "from" in message else message.get("role")
-        content = message["value"] if "value" in message else message.get("content")
-        _add(chat, role, content, where, message)
+        content = message.get("value")
+        _add(
+            chat,
+            message.get("from") or message.get("role"),
+            message.get("content") if content is None else content,
+            where,
+            message,
+        )
 
 
 def _add(chat: Chat, alias: Any, content: Any, where: str, message: dict[str, Any] | None = None) -> None:
@@ -182,7 +193,9 @@ def _add_extras(chat: Chat, added: Message, message: dict[str, Any], where: str)
             added[key] = message[key]
     if calls := message.get("tool_calls"):
         if added["role"] != "assistant" or not isinstance(calls, list):
-            raise BadRow("bad_tools", "tool_calls must be a list, in an assistant's message", f"{where}.tool_calls", calls)
+            raise BadRow(
+                "bad_tools", "tool_calls must be a list, in an assistant's message", f"{where}.tool_calls", calls
+            )
         added["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
     flags = [message[key] for key in ("weight", "train") if message.get(key) is not None]
     for flag in flags:
@@ -234,7 +247,10 @@ def _tools(tools: Any) -> list[Any]:
 
 def _add_alpaca(chat: Chat, row: dict[str, Any]) -> None:
     """Earlier exchanges, then the instruction with its input below it, then the output."""
-    for index, exchange in enumerate(row.get("history") or ()):
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise BadRow("bad_message", "history must be a list", "history", history)
+    for index, exchange in enumerate(history):
         where = f"history[{index}]"
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise BadRow("bad_message", "history must hold pairs of a question and an answer", where, exchange)
@@ -272,7 +288,9 @@ def _check_order(chat: Chat) -> None:
         role = message["role"]
         if role not in _FOLLOWS[before]:
             place = f"after a message of {before}" if before else "first"
-            raise BadRow("wrong_order", f"a message of {role} cannot come {place}", f"messages[{index}]", message["content"])
+            raise BadRow(
+                "wrong_order", f"a message of {role} cannot come {place}", f"messages[{index}]", message["content"]
+            )
         before = role
     if not chat.trained:
         raise BadRow("no_answer", "there is no message of the assistant")

@@ -33,11 +33,8 @@ def parse_row(line: bytes, last: bool = False) -> dict[str, Any]:
 
 def _count_keys(value: dict[str, Any] | list[Any]) -> int:
     """The keys of all objects in a value."""
-    if type(value) is dict:
-        count, inner = len(value), value.values()
-    else:
-        count, inner = 0, value
-    for item in inner:
+    count = len(value) if type(value) is dict else 0
+    for item in value.values() if type(value) is dict else value:
         if type(item) is dict or type(item) is list:
             count += _count_keys(item)
     return count
@@ -78,7 +75,9 @@ def refuse_surrogates(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadRow("not_json", "an escape such as \\ud800 is half a character", excerpt=text[: error.start]) from error
+        raise BadRow(
+            "not_json", "an escape such as \\ud800 is half a character", excerpt=text[: error.start]
+        ) from error
 
 
 def _explained(line: bytes, error: orjson.JSONDecodeError, last: bool) -> BadRow:
@@ -89,7 +88,9 @@ def _explained(line: bytes, error: orjson.JSONDecodeError, last: bool) -> BadRow
         text = line.decode()
     except UnicodeDecodeError as utf8_error:
         start = utf8_error.start
-        return BadRow("not_utf8", f"not UTF-8 at byte {start} of the row", excerpt=line[max(0, start - 30) : start + 30])
+        return BadRow(
+            "not_utf8", f"not UTF-8 at byte {start} of the row", excerpt=line[max(0, start - 30) : start + 30]
+        )
     try:
         json.loads(text, parse_constant=refuse_constant)
     except BadRow as bad:
@@ -101,13 +102,14 @@ def _explained(line: bytes, error: orjson.JSONDecodeError, last: bool) -> BadRow
     except ValueError:  # an integer of more than 4,300 digits
         return BadRow("not_json", "a number is too large", excerpt=text)
     what = {"number is infinity when parsed as double": "a number is too large"}.get(
-        error.msg.split(":")[0], "an escape such as \\ud800 is half a character" if "surrogate" in error.msg else error.msg
+        error.msg.split(":")[0],
+        "an escape such as \\ud800 is half a character" if "surrogate" in error.msg else error.msg,
     )
     return BadRow("not_json", what, excerpt=text[max(0, error.pos - 30) : error.pos + 30])
 
 
 def _json_error(text: str, error: json.JSONDecodeError, last: bool) -> BadRow:
-    if last and error.pos >= len(text.rstrip()) or (last and error.msg.startswith("Unterminated string")):
+    if last and (error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")):
         return BadRow("cut_off", "the file ends in the middle of this row", excerpt=text[-60:])
     near = text[max(0, error.pos - 30) : error.pos + 30]
     return BadRow("not_json", f"not JSON at character {error.pos + 1}: {error.msg}", excerpt=near)

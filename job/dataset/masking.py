@@ -71,7 +71,7 @@ def _check_texts(chat: Chat, tokenizer: Tokenizer) -> None:
     for index, message in enumerate(chat.messages):
         texts = [message["content"]]
         if len(message) > 2:
-            texts.append(orjson.dumps(message).decode())
+            texts.append(orjson.dumps(message, default=str).decode())
         for text in texts:
             if found := tokenizer.control.search(text):
                 raise BadRow("special_token", "the text holds a special token", f"messages[{index}]", found.group())
@@ -80,7 +80,7 @@ def _check_texts(chat: Chat, tokenizer: Tokenizer) -> None:
     if chat.tools:
         if not tokenizer.shows_tools:
             raise BadRow("tools_unsupported", "the chat template leaves out tools", "tools")
-        if found := tokenizer.control.search(orjson.dumps(chat.tools).decode()):
+        if found := tokenizer.control.search(orjson.dumps(chat.tools, default=str).decode()):
             raise BadRow("special_token", "the text holds a special token", "tools", found.group())
 
 
@@ -118,7 +118,7 @@ def encode(rows: Sequence[Rendered], tokenizer: Tokenizer, max_length: int) -> I
         for start, end in row.trained:
             first, last = _first_token(encoding, start, enough), _first_token(encoding, end, enough)
             labels[first:last] = ids[first:last]
-        yield Encoded(ids, labels, too_long=len(ids) > max_length)
+        yield Encoded(ids, labels, too_long=len(ids) > max_length or len(row.text) > enough)
 
 
 def _first_token(encoding: tokenizers.Encoding, char: int, end: int) -> int:

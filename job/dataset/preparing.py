@@ -65,7 +65,9 @@ def prepare(
             making = _Making(recipe, tokenizer, rejects, name_of, progress)
             share = eval if isinstance(eval, float) else 0.0
             shown = making.fill(
-                train, train_split, lambda digest: eval_split if _in_eval(digest, recipe.training.seed, share) else train_split
+                train,
+                train_split,
+                lambda digest: eval_split if _in_eval(digest, recipe.training.seed, share) else train_split,
             )
             if eval is not None and not isinstance(eval, float):
                 making.fill(eval, eval_split, lambda _: eval_split)
@@ -167,11 +169,13 @@ class _Making:
             split.counts["too_long"] += 1
             split.counts["answers_lost"] += not trained
             if self.recipe.dataset.on_too_long != "truncate":
-                return self._drop(place, split, "too_long", f"it has more than {length} tokens")
+                self._drop(place, split, "too_long", f"it has more than {length} tokens")
+                return None
             split.counts["truncated"] += trained
         if not trained:
             split.counts["nothing_to_train"] += 1
-            return self._drop(place, split, "nothing_to_train", "no token of it would be trained on")
+            self._drop(place, split, "nothing_to_train", "no token of it would be trained on")
+            return None
         return ids, labels
 
     def _drop(self, place: _Place, split: Split, reason: DropReason, message: str) -> None:
@@ -199,8 +203,10 @@ def _digest(text: str) -> int:
 
 
 def _in_eval(digest: int, seed: int, share: float) -> bool:
-    """Whether a row is set apart: by its text and the seed alone, so equal rows stay together, and a dataset that grows
-    keeps its eval rows."""
+    """Whether a row is set apart for evaluation.
+
+    Its text and the seed alone decide, so equal rows stay together, and a dataset that grows keeps its eval rows.
+    """
     return _digest(f"{seed} {digest}") < share * (1 << 64)
 
 

@@ -3,7 +3,7 @@
 from array import array
 from collections import Counter
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -60,14 +60,24 @@ class Split:
         """How many rows of this split are in the other, too."""
         if not self._digests or not other._digests:
             return 0
-        return int(pc.sum(pc.is_in(_as_arrow(self._digests), value_set=_as_arrow(other._digests))).as_py())
+        found = pc.is_in(_as_arrow(self._digests), value_set=_as_arrow(other._digests))
+        return found.to_pylist().count(True)
 
     def report(self) -> SplitReport:
         """The counts."""
         histogram: Counter[int] = Counter()
         for length, rows in self._lengths.items():
             histogram[1 << (length - 1).bit_length()] += rows
-        counted = ("read", "rows", "too_long", "answers_lost", "truncated", "nothing_to_train", "tokens", "trained_tokens")
+        counted = (
+            "read",
+            "rows",
+            "too_long",
+            "answers_lost",
+            "truncated",
+            "nothing_to_train",
+            "tokens",
+            "trained_tokens",
+        )
         return SplitReport(
             **{name: self.counts[name] for name in counted},
             bad=dict(self.bad),
@@ -83,6 +93,7 @@ class _RowsFile:
 
     def __init__(self, path: Path) -> None:
         self._path, self._partial = path, path.with_name(f"{path.name}.partial")
+        path.unlink(missing_ok=True)  # what an earlier start left must not outlive a failure of this one
         self._sink = pa.OSFile(str(self._partial), "wb")
         self._writer = pa.ipc.new_stream(self._sink, SCHEMA)
         self._ids: list[list[int]] = []
@@ -112,6 +123,6 @@ class _RowsFile:
         self._ids, self._labels, self._tokens = [], [], 0
 
 
-def _as_arrow(digests: "array[int]") -> pa.UInt64Array:
+def _as_arrow(digests: "array[int]") -> "pa.Array[Any]":
     """The same memory as an Arrow array."""
     return pa.Array.from_buffers(pa.uint64(), len(digests), [None, pa.py_buffer(digests)])

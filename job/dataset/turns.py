@@ -6,7 +6,7 @@ turns found is compared with the count of assistant messages, so that a mistake 
 `train_on_responses_only` (docs/decisions/0004-rows-and-masks.md).
 """
 
-import os.path
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,11 +64,15 @@ def derive_turns(chat: str, question: str, eos: str, added_tokens: Sequence[str]
     before, after = _gaps(chat)
     if QUESTIONS[0] not in question:
         raise ValueError("it leaves out the user's message")
-    unit = re.compile("|".join([re.escape(token) for token in sorted(added_tokens, key=len, reverse=True)] + ["."]), re.S)
+    unit = re.compile(
+        "|".join([re.escape(token) for token in sorted(added_tokens, key=len, reverse=True)] + ["."]), re.S
+    )
     question_ending = question.split(QUESTIONS[0], 1)[1]
     gap = _common_start(before, unit)
     header = gap.removeprefix(_common_start([gap, question_ending], unit)).rstrip(" \t")
-    header = header or gap.rstrip(" \t")  # no header of its own, as in Mistral's: what ends the question begins the answer
+    header = header or gap.rstrip(
+        " \t"
+    )  # no header of its own, as in Mistral's: what ends the question begins the answer
     ending = _common_start(after, unit)
     if eos in ending:
         ending = ending[: ending.index(eos) + len(eos)]
@@ -93,4 +97,5 @@ def _gaps(chat: str) -> tuple[list[str], list[str]]:
 
 def _common_start(texts: Sequence[str], unit: re.Pattern[str]) -> str:
     """What the texts begin with in common, never cut inside a token."""
-    return "".join(os.path.commonprefix([unit.findall(text) for text in texts]))
+    columns = zip(*(unit.findall(text) for text in texts), strict=False)
+    return "".join(units[0] for units in itertools.takewhile(lambda units: len(set(units)) == 1, columns))

@@ -108,8 +108,10 @@ def _client(attempts: int) -> "S3Client":
     )
     try:
         return Session().client("s3", config=config)
-    except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
-        raise ConfigError(f"S3: {error}", "Check the AWS_* variables, AWS_ENDPOINT_URL_S3 first.") from error
+    except BotoCoreError as error:
+        raise meaning(error, "S3") from error
+    except ValueError as error:  # what botocore says of an endpoint that is no URL
+        raise ConfigError(f"S3: {error}", "Correct AWS_ENDPOINT_URL_S3.") from error
 
 
 def _asked(client: "S3Client", uri: str, ask: "Callable[[S3Client], Answer]") -> Answer:

@@ -92,7 +92,9 @@ _BY_CLASS: tuple[tuple[type[Exception], type[JobError], str], ...] = (
     (botocore_errors.CredentialRetrievalError, PermissionDenied, _CREDENTIALS),
     (botocore_errors.TokenRetrievalError, PermissionDenied, _CREDENTIALS),
     (botocore_errors.UnauthorizedSSOTokenError, PermissionDenied, _CREDENTIALS),
-    (botocore_errors.HTTPClientError, UnavailableError, _LATER),  # timeouts, refused and broken connections
+    (botocore_errors.ConnectionError, UnavailableError, _LATER),
+    (botocore_errors.HTTPClientError, UnavailableError, _LATER),  # timeouts, broken connections
+    (botocore_errors.ConnectionError, UnavailableError, _LATER),  # no such host, nobody listening
     (HTTPError, UnavailableError, _LATER),  # the same while an answer is read
     (botocore_errors.IncompleteReadError, UnavailableError, _LATER),
     (botocore_errors.FlexibleChecksumError, UnavailableError, _LATER),
@@ -117,7 +119,7 @@ def meaning(error: Exception, uri: str) -> JobError:
 
 def _meaning_of_answer(error: botocore_errors.ClientError, uri: str) -> JobError:
     code = error.response.get("Error", {}).get("Code", "")
-    text = error.response.get("Error", {}).get("Message", "")
+    text = error.response.get("Error", {}).get("Message") or ""  # None for an empty element
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     message = f"{uri}: {text or 'refused'} ({code or status})"
     if code.startswith("KMS.") or (status == 403 and "kms" in text.lower()):

@@ -15,14 +15,12 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from job.contract.config import Dataset, Recipe, Training
-from job.dataset.preparing import prepare
 from job.dataset.prepared import Prepared
+from job.dataset.preparing import prepare
 from job.dataset.tokenizer import Tokenizer, load_tokenizer
 
 DAY = date(2024, 7, 26)
-_LLAMA_3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA_3_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CORPUS = [
     "system\nuser\nassistant\nmodel\ntool\n",
     "### Instruction:\nSay hello.\n\n### Response:\nHello, how are you today?\n\n",
@@ -41,9 +39,13 @@ class Family:
     sentencepiece: bool = False
 
 
+_PAD = "<|pad|>"
 _CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _QWEN = (*_CHATML, "~<tool_call>", "~</tool_call>", "~<think>", "~</think>")
-_LLAMA = tuple(f"<|{name}|>" for name in ("begin_of_text", "end_of_text", "start_header_id", "end_header_id", "eot_id", "python_tag"))
+_LLAMA = tuple(
+    f"<|{name}|>"
+    for name in ("begin_of_text", "end_of_text", "start_header_id", "end_header_id", "eot_id", "python_tag")
+)
 FAMILIES = {
     "llama-3": Family("<|begin_of_text|>", "<|eot_id|>", _LLAMA),
     "llama-3-base": Family("<|begin_of_text|>", "<|end_of_text|>", _LLAMA),
@@ -51,13 +53,15 @@ FAMILIES = {
     "smollm": Family("<|im_start|>", "<|im_end|>", _CHATML),
     "qwen": Family(None, "<|im_end|>", _QWEN),
     "qwen-base": Family(None, "<|endoftext|>", _QWEN),
-    "gemma": Family("<bos>", "<eos>", ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>")),
+    "gemma": Family("<bos>", "<eos>", ("<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>")),
     "mistral": Family("<s>", "</s>", ("<unk>", "<s>", "</s>"), sentencepiece=True),
-    "phi-3": Family("<s>", "<|endoftext|>", ("<s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")),
+    "phi-3": Family(
+        "<s>", "<|endoftext|>", ("<s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
+    ),
     "phi-4": Family("<|endoftext|>", "<|im_end|>", (*_CHATML, "<|im_sep|>")),
 }
 FAMILY_OF = {
-    "alpaca": "mistral",
+    "alpaca": "llama-3-base",
     "chatml": "chatml",
     "gemma": "gemma",
     "gemma-3": "gemma",
@@ -96,7 +100,10 @@ def write_tokenizer(directory: Path, family: Family, chat_template: str | None =
         )
         tokenizer.decoder = decoders.ByteLevel()
     bytes_kept = [f"<0x{byte:02X}>" for byte in range(256)] if family.sentencepiece else []
-    specials = [AddedToken(token.lstrip("~"), special=not token.startswith("~"), normalized=False) for token in family.tokens]
+    specials = [
+        AddedToken(token.lstrip("~"), special=not token.startswith("~"), normalized=False)
+        for token in (_PAD, *family.tokens)  # Unsloth wants a token for padding alone
+    ]
     tokenizer.train_from_iterator(
         _CORPUS,
         trainers.BpeTrainer(
@@ -110,7 +117,8 @@ def write_tokenizer(directory: Path, family: Family, chat_template: str | None =
     if family.sentencepiece:
         definition["pre_tokenizer"] = None
     definition["added_tokens"] = [
-        token | {"special": specials[index].special} for index, token in enumerate(definition["added_tokens"][: len(specials)])
+        token | {"special": specials[index].special}
+        for index, token in enumerate(definition["added_tokens"][: len(specials)])
     ]
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.json").write_text(json.dumps(definition))
@@ -118,10 +126,12 @@ def write_tokenizer(directory: Path, family: Family, chat_template: str | None =
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": family.bos,
         "eos_token": family.eos,
-        "pad_token": family.tokens[0],
+        "pad_token": _PAD,
         "clean_up_tokenization_spaces": False,
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(config | ({"chat_template": chat_template} if chat_template else {})))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps(config | ({"chat_template": chat_template} if chat_template else {}))
+    )
     return directory
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from job.dataset.chats import to_chat
 from job.dataset.masking import NOT_TRAINED, encode, render_chat
+from job.dataset.rejects import BadRow
 from job.dataset.template import RENDER_ERRORS
 from job.dataset.tokenizer import Tokenizer, load_tokenizer
 from tests.dataset.conftest import DAY, FAMILIES, FAMILY_OF, Answer, write_tokenizer
@@ -35,10 +36,14 @@ CHATS: list[dict[str, Any]] = [
     {"messages": _messages("Hello", "Hi!", "And now?", "Nothing.\nReally: nothing.\n\nYes.", "Good.", "Bye")},
     {"messages": _messages("Hello", "Hi!", system="You answer in one word.")},
     {"messages": _messages("Hello", "Hi!", "Once more", "Hi hi!", system="")},
-    {"messages": _messages("  spaces  around ", "kept   inside, and at the end  ", "\ttab", "x = {'a': [1, 2]}  # ü 漢字 🙂")},
+    {
+        "messages": _messages(
+            "  spaces  around ", "kept   inside, and at the end  ", "\ttab", "x = {'a': [1, 2]}  # ü 漢字 🙂"
+        )
+    },
     {"messages": _messages("Is an open question answered?", "Yes.", "And this one?")},
     {"messages": _messages("Think.", "<think>\nSo it is.\n</think>\n\nFour.", "Again.", "<think>It is.</think>Five.")},
-    {"messages": _messages("<b>html</b> & \"quotes\"", "</p> 'single' \\ back")},
+    {"messages": _messages('<b>html</b> & "quotes"', "</p> 'single' \\ back")},
     {
         "tools": _TOOLS,
         "messages": [
@@ -73,7 +78,8 @@ def both(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, tuple[Tokenizer, list[Answer]]]:
     """Our tokenizer and Unsloth's answers to `CHATS`, by template."""
-    ours, questions = {}, []
+    ours: dict[str, Tokenizer] = {}
+    questions: list[dict[str, Any]] = []
     for template, family in [*FAMILY_OF.items(), *OTHER_BASE]:
         directory = tokenizer_directory(family)
         ours[f"{template} on {family}"] = load_tokenizer(directory, template, DAY)
@@ -103,17 +109,15 @@ def test_text_is_unsloths(both: dict[str, tuple[Tokenizer, list[Answer]]], case:
 @pytest.mark.parametrize("case", CASES)
 def test_ids_and_labels_are_unsloths(both: dict[str, tuple[Tokenizer, list[Answer]]], case: str) -> None:
     tokenizer, answers = both[case]
-    compared = 0
+    refused = []
     for chat, answer in zip(CHATS, answers, strict=True):
         try:
             rendered = render_chat(to_chat(chat, "messages"), tokenizer, responses_only=True)
-        except Exception as error:
-            print(case, repr(error))
+        except BadRow as bad:
+            refused.append(("tools" in chat, bad.reason))
             continue
         (encoded,) = encode([rendered], tokenizer, 4096)
         assert encoded.ids == answer.ids
-        if answer.labels is None: print('NOMASK', case); continue
-        assert encoded.labels == answer.labels, (rendered.text, tokenizer.decode([i for i in encoded.labels if i >= 0]), tokenizer.decode([i for i in answer.labels if i >= 0]))
+        assert encoded.labels == answer.labels
         assert any(label != NOT_TRAINED for label in encoded.labels)
-        compared += 1
-    assert compared >= 7
+    assert set(refused) <= {(True, "tools_unsupported"), (True, "template_refused")}

@@ -126,10 +126,10 @@ def test_78_a_tracker_without_its_secret(pod: Make) -> None:
 
 
 def children_of(process: subprocess.Popen[str]) -> list[int]:
-    found = subprocess.run(
-        ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=False
-    )
-    return [int(text) for text in found.stdout.split()]
+    """The training children: checking a chat template starts a process, too."""
+    listing = ["pgrep", "--parent", str(process.pid), "--full", "job.train"]
+    found = subprocess.run(listing, capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
 
 
 def wait_for_child(process: subprocess.Popen[str]) -> int:

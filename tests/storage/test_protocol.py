@@ -124,7 +124,7 @@ def test_of_twenty_that_put_if_match_one_wins_each_round(storage: Storage) -> No
     for round_ in range(1, 4):
         bodies = [f"{round_}:{number}".encode() for number in range(20)]
         with ThreadPoolExecutor(20) as racers:
-            won = list(racers.map(lambda body, tag=stat.etag: storage.put_if_match("lease", body, tag), bodies))  # type: ignore[misc]
+            won = list(racers.map(lambda body, tag=stat.etag: storage.put_if_match("lease", body, tag), bodies))
         winners = [body for body, stat in zip(bodies, won, strict=True) if stat]
         found = storage.get("lease")
         assert found is not None

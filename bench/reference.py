@@ -1,0 +1,102 @@
+"""The whole job against the reference run as one plain script: same model, rows, seed, dtype, threads and steps."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from examples.demo.base_model import base_model
+from examples.demo.data import rows
+from job.contract.documents import Result
+from job.environment import environment
+from job.storage.opening import open_storage
+
+_STEPS = int(os.environ.get("BENCH_STEPS", "60"))
+_REPOSITORY = Path(__file__).parents[1]
+
+
+def figures(llama_cpp: Path) -> list[dict[str, Any]]:
+    """The training loop and the whole job against the script, and what process isolation and verification cost."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        data = root / "rows.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+        script, script_seconds = _script(root, data, llama_cpp)
+        result, losses, job_seconds = _job(root, data, llama_cpp)
+    same = losses == script["losses"]
+    stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds_by_stage.items())
+    parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in script["seconds"].items())
+    return [
+        _figure("training loop, seconds", result.train.seconds, script["seconds"]["train"], 1.02),
+        _figure(f"whole job, seconds ({stages}; script: {parts})", job_seconds, script_seconds, 1.10),
+        {
+            "name": f"losses of {_STEPS} steps equal the script's",
+            "ours": losses[-1],
+            "theirs": script["losses"][-1],
+            "ratio": losses[-1] / script["losses"][-1],
+            "goal": "equal",
+            "holds": same,
+            "unit": "loss",
+        },
+    ]
+
+
+def _figure(name: str, ours: float, theirs: float, goal: float) -> dict[str, Any]:
+    ratio = ours / theirs
+    return {
+        "name": name,
+        "ours": round(ours, 1),
+        "theirs": round(theirs, 1),
+        "ratio": round(ratio, 3),
+        "goal": f"<= {goal}",
+        "holds": ratio <= goal,
+        "unit": "s",
+    }
+
+
+def _script(root: Path, data: Path, llama_cpp: Path) -> tuple[Mapping[str, Any], float]:
+    out = root / "script"
+    (out / "home" / "tmp").mkdir(parents=True)
+    variables = environment(out / "home", out, llama_cpp, 0, (), os.environ)
+    command = [sys.executable, str(Path(__file__).with_name("reference_script.py"))]
+    arguments = [str(base_model()), str(data), str(out), str(llama_cpp), str(_STEPS)]
+    began = time.monotonic()
+    subprocess.run([*command, *arguments], env=variables, cwd=out, check=True, stdout=subprocess.DEVNULL)
+    return json.loads((out / "record.json").read_bytes()), time.monotonic() - began
+
+
+def _job(root: Path, data: Path, llama_cpp: Path) -> tuple[Result, list[float], float]:
+    config = {
+        "name": "reference",
+        "base_model": str(base_model()),
+        "max_seq_length": 256,
+        "dtype": "float32",
+        "load_in_4bit": False,
+        "dataset": {"train": str(data)},
+        "training": {"max_steps": _STEPS, "optim": "adamw_torch_fused"},
+        "samples": {"prompts": ["Continue the fibonnaci sequence: 1, 1, 2, 3, 5, 8,"]},
+        "compute": {"gpus": 0},
+    }
+    (root / "config.yaml").write_text(json.dumps(config))
+    places = ["--config", str(root / "config.yaml"), "--runs", str(root / "runs"), "--scratch", str(root / "scratch")]
+    rest = ["--termination-log", str(root / "termination"), "--llama-cpp", str(llama_cpp)]
+    began = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "job", *places, *rest], cwd=_REPOSITORY, check=True, stdout=subprocess.DEVNULL
+    )
+    seconds = time.monotonic() - began
+    runs = open_storage(str(root / "runs"))
+    [key] = [stat.key for stat in runs.list("runs/") if stat.key.endswith("/result.json")]
+    found = runs.get(key)
+    assert found
+    result = Result.model_validate_json(found[0])
+    [metrics] = [file.key for file in result.artifacts.report if file.key.endswith("metrics.jsonl")]
+    lines = runs.get(metrics)
+    assert lines
+    events = [json.loads(line) for line in lines[0].splitlines()]
+    return result, [event["loss"] for event in events if event["event"] == "step"], seconds
