@@ -9,18 +9,20 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune
 UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv),$(CACHE)/uv-$(UV_VERSION)/bin/uv)
 PYTHON := .venv/bin/python
+# Where the job finds llama.cpp's converter; prepared on first use.
+LLAMA_CPP = FINETUNE_LLAMA_CPP=$$(PYTHON=$(PYTHON) docker/llama-cpp.sh $(CACHE)); export FINETUNE_LLAMA_CPP;
 INSTALLED := .venv/.installed
 
-# Every folder of tests/ is a room. The slow ones train a model; whatever is not named here is a unit test.
-SLOW := $(wildcard $(addprefix tests/,train export job demo))
+# Each folder of tests/ is a room. These train a model; all others are unit tests, so that none is left out.
+SLOW := $(addprefix tests/,train export job demo)
 UNIT := $(filter-out $(SLOW),$(patsubst %/,%,$(wildcard tests/*/)))
 
 .PHONY: help install lint format test test-unit test-train demo run llama-cpp config-docs bench clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(INSTALLED) llama-cpp ## uv, every package of uv.lock in .venv, and llama.cpp
+install: llama-cpp ## uv, every package of uv.lock in .venv, and llama.cpp
 
 lint: $(INSTALLED) ## ruff, mypy --strict, and the rules of who may import whom
 	.venv/bin/ruff check
@@ -37,27 +39,27 @@ test: test-unit test-train ## all tests
 test-unit: $(INSTALLED) ## the tests that train nothing
 	.venv/bin/pytest $(UNIT)
 
-test-train: $(INSTALLED) llama-cpp ## the tests that finetune a model, on this machine's CPU
-	$(if $(SLOW),.venv/bin/pytest $(SLOW),@echo "no folder of tests trains a model" && exit 1)
+test-train: $(INSTALLED) ## the tests that finetune a model, on this machine's CPU
+	.venv/bin/pytest $(SLOW)
 
-test-%: $(INSTALLED) llama-cpp ## one folder of tests/, such as test-storage
+test-%: $(INSTALLED) ## one folder of tests/, such as test-storage
 	.venv/bin/pytest tests/$*
 
-demo: $(INSTALLED) llama-cpp ## finetune a small real model from a real S3 server and let it answer (AGAIN=1: afresh)
-	$(PYTHON) -m examples.demo $(if $(AGAIN),--again)
+demo: $(INSTALLED) ## finetune a small real model from a real S3 server and let it answer (AGAIN=1: afresh)
+	@$(LLAMA_CPP) $(PYTHON) -m examples.demo $(if $(AGAIN),--again)
 
-run: $(INSTALLED) llama-cpp ## run any config as a pod would: make run CONFIG=examples/demo.yaml
-	$(if $(CONFIG),,$(error say which config: make run CONFIG=path/to/config.yaml))
-	$(PYTHON) -m examples.demo --config $(CONFIG) $(if $(AGAIN),--again)
+run: $(INSTALLED) ## run any config as a pod would: make run CONFIG=examples/demo.yaml
+	@: $(or $(CONFIG),$(error say which: make run CONFIG=path/to/config.yaml))
+	@$(LLAMA_CPP) $(PYTHON) -m examples.demo --config "$(CONFIG)" $(if $(AGAIN),--again)
 
-llama-cpp: $(INSTALLED) ## the pinned converter and quantizer, once, in the cache outside the tree
-	@PYTHON=$(CURDIR)/$(PYTHON) docker/llama-cpp.sh $(CACHE)
+llama-cpp: $(INSTALLED) ## llama.cpp's pinned converter, once, in a cache outside the tree
+	@$(LLAMA_CPP) echo "llama.cpp is in $$FINETUNE_LLAMA_CPP"
 
 config-docs: $(INSTALLED) ## write docs/config.md and docs/schemas/ from the models
 	$(PYTHON) docs/generate.py
 
-bench: $(INSTALLED) llama-cpp ## measure, print the table, write build/bench.json
-	$(PYTHON) -m bench
+bench: $(INSTALLED) ## measure, print the table, write build/bench.json
+	@$(LLAMA_CPP) $(PYTHON) -m bench
 
 clean: ## remove all that was built here; the caches stay
 	rm -rf .venv build .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

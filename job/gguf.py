@@ -78,7 +78,7 @@ def check(path: Path, quantization: Quantization, tensors: int, expected: Expect
         }
         for what, (is_, should_be) in found.items():
             if is_ != should_be:
-                raise _differs(path, f"its {what} is {_short(is_)} and should be {_short(should_be)}")
+                raise _differs(path, f"its {what} is {_apart(is_, should_be)} and should be {_apart(should_be, is_)}")
         if not any(model.ends_an_answer(token) for token in expected.stop_token_ids):
             raise _differs(
                 path, f"none of the tokens {expected.stop_token_ids}, which end an answer, ends one in llama.cpp"
@@ -133,16 +133,24 @@ def _differs(path: Path, what: str) -> DataError:
 
 def _where(tokens: list[int], ids: list[int], text: str) -> str:
     """The first place where two tokenizations differ."""
-    same = next((i for i, (a, b) in enumerate(zip(tokens, ids, strict=False)) if a != b), min(len(tokens), len(ids)))
+    same = _same(tokens, ids)
     return (
-        f"of the row {_short(text)}, token {same} on is {tokens[same : same + 4]} in llama.cpp "
+        f"of the row {text[:80]!r}, token {same} on is {tokens[same : same + 4]} in llama.cpp "
         f"and {ids[same : same + 4]} in training"
     )
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
+def _apart(value: object, other: object) -> str:
+    """A value, from a little before the place where it differs from the other."""
+    text = str(value)
+    start = max(0, _same(text, str(other)) - 20)
+    return repr(text[start : start + 60])
+
+
+def _same(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many of the first elements are the same."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def gguf_name(model_line: str, quantization: Quantization) -> str:

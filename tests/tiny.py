@@ -67,7 +67,7 @@ def make_tiny_model(directory: Path, seed: int = 7, scale: float = 0.08) -> Path
     return directory
 
 
-def sums(count: int) -> list[dict[str, object]]:
+def sums(count: int) -> list[dict[str, list[dict[str, str]]]]:
     """Rows of unequal length that a small model can learn."""
     names = ("Ada", "Bob", "Cleo", "Dan", "Eve")
     return [
@@ -118,9 +118,9 @@ def tiny_plan(scratch: Scratch, base: Path, config: RunConfig, rows: int = 48) -
     write_tokenizer(scratch.tokenizer)
     masked = []
     for row in sums(rows):
-        question, answer = row["messages"]  # type: ignore[misc]
+        question, answer = row["messages"]
         prompt = tokenizer.encode(tokenizer.render([question], add_generation_prompt=True))
-        reply = tokenizer.encode(f"{answer['content']}<|im_end|>")  # type: ignore[index]
+        reply = tokenizer.encode(f"{answer['content']}<|im_end|>")
         masked.append((prompt + reply, [-100] * len(prompt) + reply))
     write_rows(scratch.rows / "train.arrow", masked)
     write_rows(scratch.rows / "eval.arrow", masked[:5])

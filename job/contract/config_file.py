@@ -14,6 +14,12 @@ from job.contract.errors import ConfigError
 MAX_CONFIG_BYTES = 1_048_576
 _MAX_DEPTH = 32
 
+# What people paste by mistake: AWS access key ids, Hugging Face, GitHub, OpenAI and W&B style tokens, PEM keys, URL passwords.
+_SECRET = re.compile(
+    r"\b(AKIA|ASIA)[A-Z0-9]{16}\b|\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@"
+)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -80,7 +86,8 @@ def parse_config(text: str | bytes, source: str) -> RunConfig:
         raise InvalidConfig(source, [Problem("", 0, f"not UTF-8 at byte {error.start}")]) from error
     if len(text) > MAX_CONFIG_BYTES:
         raise InvalidConfig(source, [Problem("", 0, f"larger than {MAX_CONFIG_BYTES} bytes")])
-    problems: list[Problem] = []
+    if problems := _secrets(text):  # before anything is quoted in a message
+        raise InvalidConfig(source, problems)
     lines: dict[str, int] = {}
     value = _value(_compose(text, source), "", lines, problems)
     if not isinstance(value, dict):
@@ -93,6 +100,17 @@ def parse_config(text: str | bytes, source: str) -> RunConfig:
     if problems or config is None:
         raise InvalidConfig(source, sorted(problems, key=lambda problem: (problem.line, problem.path)))
     return config
+
+
+def _secrets(text: str) -> list[Problem]:
+    """The lines that hold what looks like a secret, comments included: the file is kept with the run as it is."""
+    return [
+        Problem(
+            "", line, f"looks like a secret ({found.group()[:4]}…): secrets come from the environment or the cluster"
+        )
+        for line, content in enumerate(text.splitlines(), 1)
+        if (found := _SECRET.search(content))
+    ]
 
 
 def _compose(text: str, source: str) -> yaml.Node | None:

@@ -7,7 +7,7 @@ from job.contract.model import sha256_hex
 
 _HASH_DIGITS = 10
 _MAX_RUN_ID = 63  # a label's value, and so a Job's name
-_RUN_ID = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+_RUN_ID = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 RESULT = "result.json"
 
@@ -20,7 +20,7 @@ def run_id_of(name: str, spec_bytes: bytes) -> str:
 
 def is_run_id(text: str) -> bool:
     """Whether ``text`` can be a run id: what Kubernetes takes as a Job's name and as a label."""
-    return bool(_RUN_ID.match(text))
+    return bool(_RUN_ID.fullmatch(text))
 
 
 def config_key(config_bytes: bytes) -> str:
@@ -115,5 +115,5 @@ class AttemptKeys:
 
 def attempt_number(key: str) -> int | None:
     """The attempt that a claim's key belongs to; None for any other key."""
-    found = re.search(r"/attempts/([1-9]\d*)/claim\.json$", key)
+    found = re.search(r"/attempts/([1-9]\d*)/claim\.json\Z", key)
     return int(found[1]) if found else None

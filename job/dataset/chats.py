@@ -158,7 +158,7 @@ def _add(chat: Chat, alias: Any, content: Any, where: str, message: dict[str, An
     added: Message = {"role": role, "content": content}
     if type(content) is not str:
         added["content"] = _text(content, where, bool(message and message.get("tool_calls")))
-    if message and len(message) > 2:
+    if message and (len(message) > 2 or "tool_calls" in message):
         _add_extras(chat, added, message, where)
     elif role == "assistant":
         chat.trained.append(True)

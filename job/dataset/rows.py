@@ -79,7 +79,7 @@ def _json_array(stream: io.BufferedReader, name: str, max_row_bytes: int) -> Ite
     while not window.skip("]"):
         number += 1
         if number > 1 and not window.skip(","):
-            raise DataError(f"{name}, after item {number - 1}: the array goes on with neither a comma nor a bracket")
+            raise DataError(f"{name}, after item {number - 1} of its array: a comma or the closing bracket is missing")
         item = window.item(number, max_row_bytes)
         yield f"item {number}", _parsed(item.encode())
     if not window.at_end():
@@ -115,6 +115,8 @@ class _Window:
     def item(self, number: int, max_bytes: int) -> str:
         """The text of the JSON value that comes next."""
         where = f"{self._name}, item {number} of its array"
+        if self.at_end():
+            raise DataError(f"{where}: the file ends before it")
         while True:
             try:
                 _, end = self._scan(self._text, self._position)
@@ -122,7 +124,7 @@ class _Window:
                 if len(self._text) - self._position > max_bytes:
                     raise DataError(f"{where}: larger than dataset.max_row_bytes, {max_bytes}") from error
                 if self._ended:
-                    cut_off = error.pos >= len(self._text) or error.msg.startswith("Unterminated")
+                    cut_off = error.pos >= len(self._text.rstrip()) or error.msg.startswith("Unterminated")
                     what = "the file ends in the middle of it" if cut_off else f"it is not JSON: {error.msg}"
                     raise DataError(f"{where}: {what}") from error
             except (RecursionError, ValueError) as error:  # ValueError: an integer of more than 4,300 digits

@@ -166,9 +166,12 @@ def test_bad_input_08_last_line_cut(prepare_rows: PrepareRows, tmp_path: Path, r
     assert prepared.train.bad == {"cut_off": 1}
     assert "line 2: the file ends in the middle of this row" in str(prepared.rejects[0])
     assert "the file ends in the middle" in refused(json.dumps([good(1), good(2)]).encode()[:-20], "train.json")
-    assert "ends in the middle" in refused(json.dumps([good(1), good(2)]).encode()[:-1], "train.json")
+    assert "item 2 of its array: the file ends before it" in refused(
+        lines([[good(1)]]).rstrip(b"]\n") + b",", "train.json"
+    )
+    assert "after item 1" in refused(lines([[good(1)]]).rstrip(b"]\n"), "train.json")
     assert "line 2: not CSV: unexpected end of data" in refused(b'prompt,completion\na,"b', "train.csv")
-    rows = [good(random.Random(number).random()) for number in range(2000)]
+    rows = [good(random.Random(number).randrange(10**12)) for number in range(2000)]
     assert "cut off" in refused(gzip.compress(lines(rows))[:-99], "train.jsonl.gz")
     assert "cut off" in refused(zstandard.compress(lines(rows))[:-99], "train.jsonl.zst")
 

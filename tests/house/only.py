@@ -1,7 +1,7 @@
 """A kind of import-linter contract."""
 
 import sys
-
+from typing import Any
 
 from grimp import ImportGraph
 from importlinter import Contract, ContractCheck, fields, output
@@ -15,8 +15,8 @@ class Only(Contract):
 
     type_name = "only"
 
-    room = fields.StringField()
-    may_import = fields.SetField(subfield=fields.StringField())
+    room: Any = fields.StringField()  # import-linter gives each field its parsed value
+    may_import: Any = fields.SetField(subfield=fields.StringField())
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
         allowed = {self.room, *self.may_import, *sys.stdlib_module_names}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from examples.demo.server import free_ports
 from job.storage.opening import open_storage
-from tests.conftest import free_ports
 from tests.job.conftest import Ended, Pod
 from tests.tiny import make_tiny_model, sums
 

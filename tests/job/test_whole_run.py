@@ -40,7 +40,7 @@ def whole(pod: Make) -> tuple[Pod, Ended, Storage, Result]:
 
 
 def test_a_whole_run(whole: tuple[Pod, Ended, Storage, Result], tmp_path: Path) -> None:
-    start, ended, storage, result = whole
+    _, ended, storage, result = whole
     run = f"runs/{result.run_id}"
 
     # Every object that the result names is there, whole.
@@ -120,7 +120,7 @@ def test_an_adapter_loads_in_plain_peft_and_answers_as_it_did(pod: Make, tiny_ba
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    prompt = str(sums(1)[0]["messages"][0]["content"])  # type: ignore[index]
+    prompt = sums(1)[0]["messages"][0]["content"]
     samples = {"prompts": [prompt], "max_new_tokens": 8, "temperature": 0}
     start = pod({"max_steps": 12}, samples=samples)
     ended = start.start()

@@ -81,14 +81,20 @@ def test_what_is_no_event_ends_the_child(start: Start) -> None:
     assert time.monotonic() - began < 30, "the child was waited for"
 
 
+def look_for(pid: int, seconds: float) -> None:
+    """Returns when the process is still there after that time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        os.kill(pid, 0)
+        time.sleep(0.05)
+
+
 def test_no_process_is_left_behind(start: Start, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     grandchild = f"p = subprocess.Popen(['sleep', '600']); open({str(note)!r}, 'w').write(str(p.pid))"
     start(grandchild)
     with pytest.raises(ProcessLookupError):
-        for _ in range(100):
-            os.kill(int(note.read_text()), 0)
-            time.sleep(0.05)
+        look_for(int(note.read_text()), seconds=5)
 
 
 def test_the_supervisors_own_signal_ends_the_child(start: Start, tmp_path: Path) -> None:

@@ -144,16 +144,32 @@ def test_rows_that_the_trainer_would_cut_end_the_run(base: Path, tmp_path: Path)
         train(plan, scratch)
 
 
+def end_of(work: str, plan: Plan, scratch: Scratch) -> None:
+    """Runs a child whose work is a line of Python on `plan`, by the edge that the training child has."""
+    scratch.plan.write_bytes(canonical_bytes(plan))
+    code = f"import sys, torch\nfrom job.telling import run_child\ndef work(plan, teller):\n    {work}\nsys.exit(run_child(work, sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(scratch.plan)]
+    variables = environment(scratch.home, scratch.report, Path(plan.llama_cpp), 0, (), os.environ)
+    variables["PYTHONPATH"] = str(Path(__file__).parents[2])
+    run_child(command, variables, scratch.work, scratch.events, lambda _: None, lambda _: None)
+
+
+def test_a_base_that_is_not_4_bit_as_asked_ends_the_run(base: Path, tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "scratch")
+    plan = tiny_plan(scratch, base, tiny_config(base, {"max_steps": 2}))
+    asked = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"load_in_4bit": True})})
+    work = (
+        "from job import train; from peft import LoraConfig, get_peft_model; from transformers import AutoModelForCausalLM; "
+        "model = get_peft_model(AutoModelForCausalLM.from_pretrained(plan.base_model), "
+        "LoraConfig(target_modules=list(plan.recipe.lora.target_modules))); train.describe(model, plan, torch.float32)"
+    )
+    with pytest.raises(BugError, match="only 0 of 14 projections are 4-bit"):
+        end_of(work, asked, scratch)
+
+
 def test_a_full_gpu_is_told_with_the_key_to_lower(base: Path, tmp_path: Path) -> None:
     scratch = Scratch(tmp_path / "scratch")
     plan = tiny_plan(scratch, base, tiny_config(base, {"max_steps": 2}))
-    scratch.plan.write_bytes(canonical_bytes(plan))
-    code = (
-        "import sys, torch; from job.telling import run_child\n"
-        "def work(plan, teller): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')\n"
-        "sys.exit(run_child(work, sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, str(scratch.plan)]
     with pytest.raises(GpuOutOfMemory, match="Tried to allocate 2 GiB") as raised:
-        run_child(command, dict(os.environ), Path(__file__).parents[2], scratch.events, lambda _: None, lambda _: None)
+        end_of("raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')", plan, scratch)
     assert "load_in_4bit" in raised.value.resolution
