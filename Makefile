@@ -58,8 +58,8 @@ llama-cpp: $(INSTALLED) ## llama.cpp's pinned converter, once, in a cache outsid
 config-docs: $(INSTALLED) ## write docs/config.md and docs/schemas/ from the models
 	$(PYTHON) docs/generate.py
 
-bench: $(INSTALLED) ## measure, print the table, write build/bench.json
-	@$(LLAMA_CPP) $(PYTHON) -m bench
+bench: $(INSTALLED) ## measure, print the table, write build/bench.json (ONLY=startup: one part)
+	@$(LLAMA_CPP) $(PYTHON) -m bench $(ONLY)
 
 clean: ## remove all that was built here; the caches stay
 	rm -rf .venv build .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -100,7 +100,9 @@ def show(artifacts: Path) -> None:
         score = [count + is_in_format(answer) for count, answer in zip(score, pair, strict=True)]
     console.print(table)
     before, after = score
-    console.print(f"In the format that was taught: {before} of {len(HELD_OUT)} before, {after} of {len(HELD_OUT)} after.")
+    console.print(
+        f"In the format that was taught: {before} of {len(HELD_OUT)} before, {after} of {len(HELD_OUT)} after."
+    )
 
 
 if __name__ == "__main__":

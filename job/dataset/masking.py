@@ -52,12 +52,8 @@ def render_chat(chat: Chat, tokenizer: Tokenizer, responses_only: bool) -> Rende
     except RENDER_ERRORS as error:
         raise BadRow("template_refused", f"the chat template refuses the row: {error}") from error
     turns = list(tokenizer.turns.find(text))
-    if len(turns) != len(chat.trained):
-        raise BadRow(
-            "turns_unclear",
-            f"rendered, its {len(chat.trained)} answers look like {len(turns)}: a message holds what begins an answer",
-            excerpt=tokenizer.turns.header,
-        )
+    if not len(turns) == text.count(tokenizer.turns.header) == len(chat.trained):
+        raise BadRow("turns_unclear", "a message holds what begins an answer", excerpt=tokenizer.turns.header)
     _check_rendered(chat, text, turns)
     if responses_only:
         return Rendered(text, [turn for turn, trained in zip(turns, chat.trained, strict=True) if trained])

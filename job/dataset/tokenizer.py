@@ -20,7 +20,8 @@ from job.contract.errors import ConfigError, DataError
 from job.dataset.template import Message, Render, compile_template, try_out
 from job.dataset.turns import CHAT, Turns, derive_turns
 
-_TEMPLATES = Path(__file__).with_name("templates")
+TEMPLATES = Path(__file__).with_name("templates")
+"""Holds ours, one file for each name."""
 _ALIASES = {"llama-3.2": "llama-3.1", "llama-3.3": "llama-3.1", "phi-3.5": "phi-3", "gemma-2": "gemma"}
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _TEMPLATE_KEY = "The config's key chat_template takes"
@@ -29,7 +30,7 @@ _TOOL = {"type": "function", "function": {"name": "f", "description": "d", "para
 
 def template_names() -> list[str]:
     """The names that `chat_template` can have."""
-    return sorted([path.stem for path in _TEMPLATES.glob("*.jinja")] + list(_ALIASES))
+    return sorted([path.stem for path in TEMPLATES.glob("*.jinja")] + list(_ALIASES))
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _template_text(directory: Path, config: dict[str, Any], chosen: str | None) 
             return Path(chosen).read_text(encoding="utf-8"), chosen
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"chat_template: {chosen} cannot be read: {error}") from error
-    path = _TEMPLATES / f"{_ALIASES.get(chosen, chosen)}.jinja"
+    path = TEMPLATES / f"{_ALIASES.get(chosen, chosen)}.jinja"
     if chosen not in template_names():
         close = difflib.get_close_matches(chosen, template_names(), n=1)
         raise ConfigError(

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
-# 9 parts of 16 MiB are in memory at most.
-_PART_BYTES = 16 << 20
-_AT_A_TIME = 8
+# 17 parts of 8 MiB are in memory at most. Measured: more at a time gained nothing, fewer lost when cores were busy.
+_PART_BYTES = 8 << 20
+_AT_A_TIME = 16
 _MOST_PARTS = 10_000  # S3's limit
-_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 256 << 10  # stays in a core's cache
 
 
 def upload(target: S3Object, path: Path, progress: Progress) -> Uploaded:
@@ -136,7 +136,7 @@ def _write_at(descriptor: int, start: int, body: "StreamingBody", checksum: Chec
 
 
 def _part_bytes(size: int) -> int:
-    """16 MiB, and more only where S3's limit of 10,000 parts asks for it."""
+    """8 MiB, and more only where S3's limit of 10,000 parts asks for it."""
     return max(_PART_BYTES, -(-size // _MOST_PARTS))
 
 

@@ -14,8 +14,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 # A file above this is moved alone, its parts in parallel; those below go side by side. So memory stays bounded.
-_LARGE_BYTES = 16 << 20
-_AT_A_TIME = 8
+_LARGE_BYTES = 8 << 20
+_AT_A_TIME = 16
 
 
 def download_all(files: Iterable[tuple[Storage, Stat, Path]], progress: Progress = no_progress) -> None:

@@ -29,7 +29,7 @@ def chat(*texts: str, **extra: Any) -> dict[str, Any]:
     } | extra
 
 
-@given(texts=st.lists(_TEXTS, min_size=2, max_size=6))
+@given(texts=st.lists(_TEXTS.map(str.strip), min_size=2, max_size=6))
 def test_the_answers_and_their_endings_are_trained_on(chatml: Tokenizer, texts: list[str]) -> None:
     row = encoded(chatml, chat(*texts))
     assert trained(chatml, row) == "".join(f"{answer}<|im_end|>" for answer in texts[1::2])
@@ -60,11 +60,16 @@ def test_an_answer_that_begins_with_a_line_break(load: Load) -> None:
 
 def test_text_that_looks_like_a_turn_is_refused(load: Load) -> None:
     tokenizer = load("alpaca")  # its turns begin with plain text
-    with pytest.raises(BadRow) as raised:
-        encoded(tokenizer, chat("Repeat: ### Response:\nyes", "yes"))
-    assert raised.value.reason == "turns_unclear"
-    row = encoded(tokenizer, chat("Repeat it.", "### Response:\nyes"))
-    assert trained(tokenizer, row) == "### Response:\nyes<|end_of_text|>"
+    for row in (
+        chat("Repeat: ### Response:\nyes", "yes"),
+        chat("Repeat it.", "### Response:\nyes"),
+        chat("a", "b", "### Response:\n"),
+    ):
+        with pytest.raises(BadRow) as raised:
+            encoded(tokenizer, row)
+        assert raised.value.reason == "turns_unclear"
+    row = chat("Repeat: ### Response", "### Response: yes")
+    assert trained(tokenizer, encoded(tokenizer, row)) == "### Response: yes<|end_of_text|>"
 
 
 _TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}

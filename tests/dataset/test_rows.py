@@ -89,7 +89,8 @@ def test_any_object_is_read_as_it_is(row: dict[str, Any]) -> None:
 @example(b'a,b\n"', "plain", "a.csv")
 @example(b"[" + b"[" * 9999, "plain", "a")
 def test_any_bytes_are_rows_or_a_data_error(content: bytes, how: str, name: str) -> None:
-    pack: Callable[[bytes], bytes] = {"gzip": gzip.compress, "zstd": zstandard.compress}.get(how, bytes)
+    packs: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "zstd": zstandard.compress}
+    pack = packs.get(how, bytes)
     packed = pack(content)
     with TemporaryDirectory() as directory:
         path = Path(directory, name)

@@ -37,7 +37,7 @@ def test_stop_tokens(load: Callable[..., Tokenizer], template: str) -> None:
     assert tokenizer.bos_token == family.bos
     prompt = tokenizer.encode(tokenizer.render(messages_of("Hello"), add_generation_prompt=True))
     assert tokenizer.turns.stop not in tokenizer.decode(prompt[-1:])
-    assert prompt.count(tokenizer.backend.token_to_id(str(family.bos))) <= 1
+    assert not tokenizer.decode(prompt).startswith(f"{family.bos}{family.bos}")
 
 
 def test_stop_tokens_of_the_generation_config(tmp_path: Path) -> None:
@@ -99,23 +99,18 @@ def test_what_would_change_a_row_in_tokenizer_json_is_left_out(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("family", "template", "message"),
     [
-        (Family("<s>", "<s>", ("<s>",)), "{{ bos_token }}" + _CHATML, "which is also the token that ends one"),
+        (Family("<s>", "<s>", ("<s>", "<|im_end|>")), "{{ bos_token }}" + _CHATML, "which is also the token that ends one"),
         (Family("<s>", "</s>", ("<s>", "</s>")), "{{ bos_token + bos_token }}{% for m in messages %}{{ m.role + m.content + eos_token }}{% endfor %}", "twice"),
         (Family(None, "<|im_end|>", ("<|im_end|>",)), "{% for m in messages %}{{ m.role + m.content }}{% endfor %}", "no token that can stop"),
         (Family(None, "<|im_start|>", ("<|im_start|>", "<|im_end|>")), _CHATML, "opens the assistant's turn with '<|im_start|>'"),
         (Family(None, "</s>", ("</s>",)), _CHATML, "ends the assistant's turn with '<|im_end|>"),
-        (Family(None, "</s>", ("</s>",)), "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}", None),
+        (Family(None, "</s>", ("</s>",)), "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}", "opens the assistant's turn with '</s>'"),
         (Family(None, "</s>", ("</s>",)), "{% for m in messages|reverse %}{{ m.content + eos_token }}{% endfor %}", "in their order"),
         (Family(None, "</s>", ("</s>",)), "{{ raise_exception('no') }}", "cannot write questions and answers"),
     ],
 )  # fmt: skip
-def test_template_and_special_tokens_must_agree(
-    tmp_path: Path, family: Family, template: str, message: str | None
-) -> None:
+def test_template_and_special_tokens_must_agree(tmp_path: Path, family: Family, template: str, message: str) -> None:
     write_tokenizer(tmp_path, family, template)
-    if message is None:
-        assert load_tokenizer(tmp_path, None, DAY).turns.header == "</s>"
-        return
     with pytest.raises(DataError) as raised:
         load_tokenizer(tmp_path, None, DAY)
     assert message in raised.value.message

@@ -19,13 +19,17 @@ FILES = (
     "conversion/__init__.py",
     "gguf-py/gguf/__init__.py",
 )
-# Takes what the script asks of uv, and downloads slowly.
-UV = """#!/bin/sh
-echo "$@" >>{log}
+# Makes an environment whose pip downloads slowly, and is Python for all else.
+PLAYED = """#!/bin/sh
+[ "$1" = -m ] || exec {python} "$@"
+mkdir -p "$3/bin"
+cp {pip} "$3/bin/pip"
+"""
+PIP = """#!/bin/sh
+while [ "$1" != --requirement ]; do shift; done
+cat "$2" >>{log}
 sleep 0.5
-while [ "$1" != --dest ]; do shift; done
-cp {sdist} "$2"
-cat "$2/requirements.txt" >>{log}
+cp {sdist} "$4"
 """
 
 
@@ -45,10 +49,12 @@ def environment(tmp_path: Path, locked: tuple[str, str]) -> dict[str, str]:
         for name in FILES:
             (tmp_path / "empty").touch()
             tar.add(tmp_path / "empty", f"llama_cpp_python-{version}/vendor/llama.cpp/{name}")
-    uv = tmp_path / "uv"
-    uv.write_text(UV.format(log=tmp_path / "log", sdist=sdist))
-    uv.chmod(0o755)
-    return os.environ | {"UV": str(uv), "PYTHON": sys.executable}
+    pip, python = tmp_path / "pip", tmp_path / "python"
+    pip.write_text(PIP.format(log=tmp_path / "log", sdist=sdist))
+    python.write_text(PLAYED.format(python=sys.executable, pip=pip))
+    for script in (pip, python):
+        script.chmod(0o755)
+    return os.environ | {"PYTHON": str(python)}
 
 
 def prepare(cache: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -64,9 +70,7 @@ def test_two_at_once_download_once_what_the_lock_names(
     assert [process.returncode for process in both] == [0, 0]
     version, digest = locked
     assert printed == {str(cache / f"llama.cpp-{version}")}
-    asked = (tmp_path / "log").read_text().splitlines()
-    assert len(asked) == 2, "one download"
-    assert asked[1] == f"llama-cpp-python=={version} --hash={digest}"
+    assert (tmp_path / "log").read_text() == f"llama-cpp-python=={version} --hash={digest}\n", "one download"
     [directory] = [Path(path) for path in printed]
     assert {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()} == {*FILES, "VERSION"}
     assert (directory / "VERSION").read_text() == f"{version}\n"
@@ -75,11 +79,15 @@ def test_two_at_once_download_once_what_the_lock_names(
 
 def test_what_is_there_is_not_fetched_again(tmp_path: Path, environment: dict[str, str]) -> None:
     first = prepare(tmp_path / "cache", environment).communicate()[0]
-    assert prepare(tmp_path / "cache", environment | {"UV": "/bin/false"}).communicate()[0] == first
+    (tmp_path / "pip").unlink()
+    assert prepare(tmp_path / "cache", environment).communicate()[0] == first
 
 
-def test_a_download_that_fails_leaves_nothing_half_done(tmp_path: Path, environment: dict[str, str]) -> None:
-    process = prepare(tmp_path / "cache", environment | {"UV": "/bin/false"})
+def test_a_download_that_fails_leaves_nothing_half_done(
+    tmp_path: Path, environment: dict[str, str], locked: tuple[str, str]
+) -> None:
+    (tmp_path / f"llama_cpp_python-{locked[0]}.tar.gz").unlink()
+    process = prepare(tmp_path / "cache", environment)
     assert process.communicate()[0] == ""
     assert process.returncode != 0
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
