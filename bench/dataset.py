@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+
+from bench import Figure, at_most
 
 ROWS = 100_000
 _WORDS = 20_000
@@ -44,7 +45,7 @@ kept = len(rows)
 """
 
 
-def figures() -> list[dict[str, Any]]:
+def figures() -> list[Figure]:
     """Seconds of both sides, and how ours grow with twice the rows."""
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
@@ -54,22 +55,9 @@ def figures() -> list[dict[str, Any]]:
         twice = write_conversations(home / "twice.jsonl", 2 * ROWS)
         ours_twice = _seconds(_OURS, twice, home, 2 * ROWS)
     return [
-        _figure(f"read, convert and check {ROWS} conversations", ours, theirs, GOAL),
-        _figure(f"the same for {2 * ROWS}, beside {ROWS}", ours_twice, ours, GROWTH_GOAL),
+        at_most(f"{ROWS:,} conversations read, converted and checked", ours, theirs, GOAL),
+        at_most(f"{2 * ROWS:,} conversations, beside {ROWS:,}", ours_twice, ours, GROWTH_GOAL),
     ]
-
-
-def _figure(name: str, ours: float, theirs: float, goal: float) -> dict[str, Any]:
-    ratio = ours / theirs
-    return {
-        "name": name,
-        "ours": ours,
-        "theirs": theirs,
-        "ratio": ratio,
-        "goal": goal,
-        "holds": ratio <= goal,
-        "unit": "s",
-    }
 
 
 def write_conversations(path: Path, rows: int) -> Path:

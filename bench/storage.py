@@ -6,23 +6,25 @@ process's. Ours computes a SHA-256 and a CRC64NVME and has downloads on the disk
 """
 
 import os
+import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from bench import Figure, at_least, at_most
 from examples.demo.server import s3_server
 
 LARGE_BYTES = 1 << 30
 FILES, FILE_BYTES = 2_000, 64 << 10
-ROUNDS = 5
+ROUNDS = 3
 GOAL, MEMORY_GOAL_MIB = 0.9, 300
-_MIB = 1 << 20
-_BUCKET = "bench"
+WAYS = ("up", "down")
+_CHUNK_BYTES = 1 << 20
 _S5CMD = Path(sys.executable).with_name("s5cmd")
 
 _OURS = """
@@ -62,23 +64,96 @@ print(time.perf_counter() - start)
 class Run(NamedTuple):
     """One process's work."""
 
-    seconds: float
+    rate: float
+    """In MB/s."""
     peak_bytes: int
 
 
-def figures() -> list[dict[str, Any]]:
-    """Throughput beside s5cmd and boto3, and the memory it takes."""
+Runs = dict[tuple[str, str], list[Run]]
+"""By way and side."""
+
+
+def figures() -> list[Figure]:
+    """Throughput beside s5cmd and boto3, and the memory that ours takes."""
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
         write_files(home / "large", 1, LARGE_BYTES)
         write_files(home / "small", FILES, FILE_BYTES)
-        with s3_server(home / "s3", _BUCKET) as server:
+        with s3_server(home / "s3", "bench") as server:
             environment = os.environ | server.environment
-            large = _rounds(("ours", "s5cmd"), home / "large", home / "got", environment)
-            small = _rounds(("ours", "boto3", "s5cmd"), home / "small", home / "got", environment)
+            large = measure(("ours", "s5cmd"), home / "large", environment)
+            small = measure(("ours", "boto3", "s5cmd"), home / "small", environment)
+    peak = max(run.peak_bytes for way in WAYS for run in large[way, "ours"])
     return [
-        *(_large(way, large) for way in ("up", "down")),
-        _memory(large),
-        *(_small(way, small, "boto3", f">= {1.0}") for way in ("up", "down")),
-        *(_small(way, small, "s5cmd", None) for way in ("up", "down")),
+        *(
+            at_least(f"1 GiB {way}, beside s5cmd", _rate(large[way, "ours"]), _rate(large[way, "s5cmd"]), GOAL)
+            for way in WAYS
+        ),
+        at_most("1 GiB, peak memory beside what is allowed", peak / 2**20, MEMORY_GOAL_MIB, 1, "MiB"),
+        *(
+            at_least(
+                f"{FILES} small files {way}, beside boto3", _rate(small[way, "ours"]), _rate(small[way, "boto3"]), 1
+            )
+            for way in WAYS
+        ),
+        *(
+            at_least(
+                f"{FILES} small files {way}, beside s5cmd", _rate(small[way, "ours"]), _rate(small[way, "s5cmd"]), 0
+            )
+            for way in WAYS
+        ),
     ]
+
+
+def write_files(directory: Path, count: int, size: int) -> None:
+    """Files of random bytes, the same for the same size."""
+    directory.mkdir()
+    chance = random.Random(size)
+    for number in range(count):
+        with (directory / f"{number:04d}").open("wb") as file:
+            for _ in range(0, size, _CHUNK_BYTES):
+                file.write(chance.randbytes(min(size, _CHUNK_BYTES)))
+
+
+def measure(sides: tuple[str, ...], source: Path, environment: Mapping[str, str]) -> Runs:
+    """Each side's runs: in each round all of them up and down, one after the other."""
+    runs: Runs = {(way, side): [] for way in WAYS for side in sides}
+    for _ in range(ROUNDS):
+        for side in sides:
+            for way in WAYS:
+                with tempfile.TemporaryDirectory(dir=source.parent) as target:
+                    os.sync()  # what an earlier run left to write is not this one's work
+                    runs[way, side].append(_run(side, way, source, Path(target), environment))
+    return runs
+
+
+def _run(side: str, way: str, source: Path, target: Path, environment: Mapping[str, str]) -> Run:
+    start = time.perf_counter()
+    with subprocess.Popen(
+        _command(side, way, source, target, environment), env=environment, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        told = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - start
+    expected, found = _bytes_in(source), _bytes_in(target)
+    if process.returncode or (way == "down" and found != expected):
+        raise AssertionError(f"{side} {way} ended with {process.returncode}, {found} bytes of {expected}")
+    return Run(expected / 1e6 / (seconds if side == "s5cmd" else float(told)), usage.ru_maxrss * 1024)
+
+
+def _command(side: str, way: str, source: Path, target: Path, environment: Mapping[str, str]) -> list[str]:
+    if side == "s5cmd":
+        places = [f"{source}/", "s3://bench/s5cmd/"] if way == "up" else ["s3://bench/s5cmd/*", f"{target}/"]
+        return [str(_S5CMD), f"--endpoint-url={environment['AWS_ENDPOINT_URL_S3']}", "--log=error", "cp", *places]
+    program = _PRELUDE + {"ours": _OURS, "boto3": _BOTO3}[side] + _ENDING
+    return [sys.executable, "-c", program, way, str(source), str(target)]
+
+
+def _rate(runs: Sequence[Run]) -> float:
+    return median(run.rate for run in runs)
+
+
+def _bytes_in(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir())

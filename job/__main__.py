@@ -26,16 +26,17 @@ def main(argv: Sequence[str]) -> int:
     from job.outcome import outcome_of, write_termination_message
     from job.stages import Stages
 
-    signal.signal(signal.SIGTERM, _end)
     stages = Stages()
     buffer = configure(choose_renderer())
     log = structlog.get_logger()
     ended_by: BaseException | None = None
     try:
+        signal.signal(signal.SIGTERM, _end)
         if result := supervisor.run(settings, stages, buffer):
             supervisor.show_where(result, settings.runs.rstrip("/"))
     except BaseException as error:
         ended_by = error
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is over: what is left is to tell how
     outcome = outcome_of(ended_by, stages)
     if ended_by:
         unforeseen = not isinstance(ended_by, JobError | KeyboardInterrupt)

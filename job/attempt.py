@@ -4,7 +4,7 @@ import gzip
 import threading
 import time
 import uuid
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
@@ -20,9 +20,11 @@ from job.outcome import outcome_of
 from job.run import Run, read_document
 from job.settings import Settings
 from job.stages import Stages
-from job.storage import Stat
+from job.storage import Stat, Storage
+from job.storage.opening import open_storage
 
 log = structlog.get_logger()
+_ENDING_SECONDS = 10
 
 
 def claim(run: Run, settings: Settings, now: datetime) -> int:
@@ -72,10 +74,11 @@ def _wait_until_over(run: Run, number: int, settings: Settings, now: datetime) -
 
 
 def _last_beat(run: Run, keys: AttemptKeys) -> Stat:
-    beat = run.storage.head(run.keys.lease) or run.storage.head(keys.claim)
-    if beat is None:
+    """The newest sign of life. A claim is the first one: until its attempt beats, the lease is an older attempt's."""
+    beats = [stat for key in (run.keys.lease, keys.claim) if (stat := run.storage.head(key))]
+    if not beats:
         raise TakenError(f"{run.uri}: the claim of an attempt has gone", "Ask who deletes objects in this bucket.")
-    return beat
+    return max(beats, key=lambda stat: stat.last_modified)
 
 
 def _refuse_unless_ours(run: Run, keys: AttemptKeys, number: int, settings: Settings) -> None:
@@ -115,7 +118,7 @@ class Attempt:
     def __enter__(self) -> Self:
         structlog.contextvars.bind_contextvars(run_id=self.run.run_id, attempt=self.number)
         log.info("attempt", uri=f"{self.run.storage.uri}/{self.keys.prefix}")
-        self._beat()
+        self._try_to_beat()
         self._thread.start()
         return self
 
@@ -123,9 +126,11 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(_ENDING_SECONDS)
         try:
-            self._put_outcome(outcome_of(error, self._stages))
+            # Within a pod's grace period, whatever the store does: the termination message is still to be told.
+            hurried = replace(self.run, storage=open_storage(self.run.storage.uri, _ENDING_SECONDS))
+            self._put_outcome(hurried, outcome_of(error, self._stages))
         except JobError as failure:  # the ending itself is what must be told
             log.warning("the outcome was not kept", message=failure.message)
         finally:
@@ -140,10 +145,14 @@ class Attempt:
 
     def _beat_until_over(self) -> None:
         while not self._over.wait(self._interval):
-            try:
-                self._beat()
-            except JobError as error:  # the next beat tries again, and a store that stays away ends the run elsewhere
-                log.warning("a heartbeat was missed", message=error.message)
+            self._try_to_beat()
+
+    def _try_to_beat(self) -> None:
+        """The next beat tries again, and a store that stays away ends the run elsewhere."""
+        try:
+            self._beat()
+        except Exception as error:
+            log.warning("a heartbeat was missed", message=str(error))
 
     def _beat(self) -> None:
         lease = Lease(
@@ -157,7 +166,7 @@ class Attempt:
             eta_seconds=self._stages.eta_seconds,
         )
         self._put_lease(lease)
-        self._put_log()
+        self._put_log(self.run.storage)
 
     def _put_lease(self, lease: Lease) -> None:
         """Replaces the lease that we put, or one of an older attempt; a newer attempt's stays."""
@@ -170,14 +179,14 @@ class Attempt:
             stat = storage.put_if_match(key, body, found[1].etag) if found else storage.put_if_absent(key, body)
         self._lease_etag = stat.etag
 
-    def _put_log(self) -> None:
+    def _put_log(self, storage: Storage) -> None:
         """Sends the lines since the last chunk; lines that could not be sent go with the next."""
         self._unsent += self._buffer.take()
         if self._unsent:
-            self.run.storage.put(self.keys.log(self._chunk + 1), gzip.compress(self._unsent))
+            storage.put(self.keys.log(self._chunk + 1), gzip.compress(self._unsent))
             self._chunk, self._unsent = self._chunk + 1, b""
 
-    def _put_outcome(self, outcome: Outcome) -> None:
+    def _put_outcome(self, run: Run, outcome: Outcome) -> None:
         log.info("outcome", **outcome.model_dump(exclude={"schema_version"}))
-        self._put_log()
-        self.run.storage.put_if_absent(self.keys.outcome, canonical_bytes(outcome))
+        self._put_log(run.storage)
+        run.storage.put_if_absent(self.keys.outcome, canonical_bytes(outcome))

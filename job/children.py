@@ -1,11 +1,13 @@
 """Starts a child, hears its events and what it prints, and tells how it ended."""
 
 import contextlib
+import math
 import os
 import selectors
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,9 @@ import pydantic
 from job.contract.errors import ERROR_BY_CODE, BugError, JobError, KilledError
 from job.contract.events import Event, Failed, parse_event
 
-_GRACE_SECONDS = 10  # between asking a child to end and ending it
+_GRACE_SECONDS = 35  # between asking a child to end and ending it: torchrun gives its own workers 30
+_AFTER_SECONDS = 10  # how long a process that a child left behind is listened to
+_LONGEST_LINE = 1 << 20  # bytes; a bar that is drawn over and over has no line end
 _LAST_WORDS = 8  # lines that a crash is told with
 
 
@@ -122,24 +126,31 @@ def _process(
 def _listen(process: subprocess.Popen[bytes], listeners: dict[int, Callable[[str], None]]) -> None:
     """Hands each line of each descriptor on until the process has ended and all it wrote is read."""
     rest = dict.fromkeys(listeners, b"")
+    deadline = math.inf
     with selectors.DefaultSelector() as selector:
         for descriptor in listeners:
             selector.register(descriptor, selectors.EVENT_READ)
         while True:
             ended = process.poll() is not None
+            if ended and deadline == math.inf:
+                deadline = time.monotonic() + _AFTER_SECONDS
             ready = selector.select(0 if ended else 0.2)
             for key, _ in ready:
                 data = os.read(key.fd, 65536)
                 if not data:
                     selector.unregister(key.fd)
                 *lines, rest[key.fd] = (rest[key.fd] + data).split(b"\n")
+                rest[key.fd] = rest[key.fd][-_LONGEST_LINE:]
                 for line in lines:
                     # A progress bar draws over its own line; the last drawing is what is left of it.
                     text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
                     if text.strip():
                         listeners[key.fd](text)
-            if ended and not ready:
-                return
+            if ended and (not ready or time.monotonic() > deadline):
+                break
+    for descriptor, data in rest.items():
+        if text := data.decode("utf-8", "replace").strip():  # what a native crash says last has no line end
+            listeners[descriptor](text)
 
 
 def _ending(name: str, code: int, failed: list[Failed], last_words: list[str]) -> JobError:

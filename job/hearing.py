@@ -49,7 +49,8 @@ class Heard:
         """What training measured; a child that ended well without telling it is a bug."""
         if self.trained is None:
             raise BugError("training ended with code 0 and never told that it was done")
-        return self.trained
+        eval_loss = self.evaluations[-1].loss if self.evaluations else None
+        return self.trained.model_copy(update={"eval_loss": eval_loss})
 
     def hear(self, event: Event) -> None:
         """Takes one event in."""
@@ -66,7 +67,7 @@ class Heard:
                 self.evaluations.append(event)
             case Sample():
                 self.samples.append(event)
-            case Exporting():
+            case Exporting() if self.stages.current == "export":
                 self.stages.step, self.stages.of = event.step, event.of
             case Exported():
                 self.exported.append(event)

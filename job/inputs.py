@@ -24,8 +24,9 @@ _WILDCARD = re.compile(r"[*?[]")
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tbz2?|txz|7z|rar|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
 _COMPRESSED = (".gz", ".zst")
 _ROWS = re.compile(r"\.(jsonl|ndjson|json|csv|parquet)(\.gz|\.zst)?$", re.IGNORECASE)
-# What transformers and Unsloth read of a model, and its card. Code is among them so that it is refused, not overlooked.
-_MODEL = re.compile(r"^([^/]+\.(safetensors|json|model|txt|jinja|tiktoken|md|py)|LICENSE[^/]*)$")
+# What transformers and Unsloth read of a model, and its card. Code is among them so that it is refused, not overlooked;
+# `consolidated` is a second set of weights, in its author's own format.
+_MODEL = re.compile(r"^((?!consolidated)[^/]+\.(safetensors|json|model|txt|jinja|tiktoken|md|py)|LICENSE[^/]*)$")
 _PICKLED = re.compile(r"\.(bin|pt|pth|ckpt|pkl)$")
 _DATASET_CARD = re.compile(r"(^|/)dataset_infos?\.json$")
 _AT_A_TIME = 16
@@ -63,10 +64,23 @@ def freeze(config: RunConfig, image: str | None, code_version: str, again: int =
             train=_frozen_rows(recipe.dataset.train),
             eval=() if held_out is None or isinstance(held_out, float) else _frozen_rows(held_out),
         ),
+        chat_template=_template_text(recipe.chat_template),
         image=image,
         code_version=code_version,
         again=again,
     )
+
+
+def _template_text(chat_template: str | None) -> str | None:
+    """The text of a `.jinja` file: it decides what is trained on, so an edit makes another run."""
+    if chat_template is None or not chat_template.endswith(".jinja"):
+        return None
+    try:
+        return Path(chat_template).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NoInputError(
+            f"the chat template {chat_template} cannot be read: {error}", "Check chat_template."
+        ) from error
 
 
 def resolved(recipe: Recipe) -> Recipe:

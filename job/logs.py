@@ -3,6 +3,7 @@
 The rooms only log events. Each goes to the chunks that are kept beside the run, and to one of two renderers.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import Any, Protocol, TextIO
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-_SECRET_NAMES = ("SECRET", "TOKEN", "PASSWORD", "API_KEY")
+from job.redaction import blanked, secrets_of
 
 
 class Renderer(Protocol):
@@ -51,8 +52,9 @@ class JsonLines:
 
     def show(self, level: str, event: dict[str, Any]) -> None:
         if level != "debug":
-            self._stream.write(_line(event) + "\n")
-            self._stream.flush()
+            with contextlib.suppress(BrokenPipeError):  # whoever read it has gone; the run goes on
+                self._stream.write(_line(event) + "\n")
+                self._stream.flush()
 
 
 def configure(renderer: Renderer, environment: Mapping[str, str] = os.environ) -> LogBuffer:
@@ -61,11 +63,7 @@ def configure(renderer: Renderer, environment: Mapping[str, str] = os.environ) -
     Values of secret-looking variables are blanked wherever they appear.
     """
     buffer = LogBuffer()
-    secrets = [
-        value
-        for name, value in environment.items()
-        if len(value) >= 8 and any(word in name.upper() for word in _SECRET_NAMES)
-    ]
+    secrets = secrets_of(environment)
 
     def render(_: WrappedLogger, level: str, event: EventDict) -> str:
         facts = _without(secrets, dict(event))
@@ -95,16 +93,14 @@ def _without(secrets: list[str], event: dict[str, Any]) -> dict[str, Any]:
     """The event with every secret blanked, at any depth."""
     if not secrets:
         return event
-    text = _line(event)
-    for secret in secrets:
-        text = text.replace(json.dumps(secret, ensure_ascii=False)[1:-1], "***")
-    blanked: dict[str, Any] = json.loads(text)
-    return blanked
+    as_written = [json.dumps(secret, ensure_ascii=False)[1:-1] for secret in secrets]
+    safe: dict[str, Any] = json.loads(blanked(_line(event), as_written))
+    return safe
 
 
 def choose_renderer() -> Renderer:
     """A live display on a terminal, JSON lines anywhere else."""
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if sys.stdout.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         from job.display import Display
 
         return Display()

@@ -7,9 +7,11 @@ from job.contract.documents import Outcome
 from job.contract.errors import BugError, JobError, KilledError, LocalIOError
 from job.contract.exits import Exit, exit_name
 from job.contract.model import canonical_bytes
+from job.redaction import blanked, secrets_of
 from job.stages import Stages
 
 _MAX_BYTES = 4096  # what Kubernetes keeps of a termination message
+_MAX_MESSAGE, _MAX_RESOLUTION = 3000, 500  # characters
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
@@ -29,14 +31,14 @@ def outcome_of(error: BaseException | None, stages: Stages) -> Outcome:
     """The outcome of an attempt that ended by `error`, or well."""
     if error is None:
         return Outcome(code=Exit.OK, name=Exit.OK.name, stage=stages.current, step=stages.step, message="done")
-    ending = error_of(error)
+    ending, secrets = error_of(error), secrets_of()
     return Outcome(
         code=ending.code,
         name=exit_name(ending.code),
         stage=stages.current,
         step=stages.step,
-        message=ending.message,
-        resolution=ending.resolution,
+        message=blanked(ending.message, secrets)[:_MAX_MESSAGE],
+        resolution=blanked(ending.resolution, secrets)[:_MAX_RESOLUTION],
     )
 
 

@@ -118,6 +118,19 @@ def check_device(gpus: int) -> Device:
     return _cpu() if gpus == 0 else _gpus(gpus)
 
 
+def check_gpu_memory(device: Device, gpu_memory_gib: float) -> None:
+    """Compare a GPU with `compute.gpu_memory_gib`, which is nominal: drivers keep some, and vendors count in thousands.
+
+    Raises:
+        DeviceError: it has less than nine tenths of that.
+    """
+    if device.kind == "gpu" and device.memory_bytes < 0.9 * gpu_memory_gib * GIB:
+        raise DeviceError(
+            f"the GPU has {device.memory_bytes / GIB:.1f} GiB, and compute.gpu_memory_gib asks for {gpu_memory_gib:g}",
+            "Send the run to a larger GPU, or lower compute.gpu_memory_gib.",
+        )
+
+
 def _cpu() -> Device:
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return Device(

@@ -54,20 +54,29 @@ def prepare_inputs(spec: Spec, scratch: Scratch) -> Inputs:
     base_size = sum(file.size for file in spec.base_model.files)
     base = inspect(fetch_base_model(spec, scratch.base_model, Moving("base", base_size)), recipe)
     log.info("base model", architecture=base.architecture, parameters=base.parameters, licence=base.licence)
-    tokenizer = load_tokenizer(base.directory, recipe.chat_template, recipe.chat_template_date)
+    if base.ignored:
+        log.warning("pickled weights are ignored", files=base.ignored)
+    template = recipe.chat_template
+    if spec.chat_template is not None:  # the text that was frozen, whatever the file holds by now
+        template = str(scratch.rows / "template.jinja")
+        Path(template).write_text(spec.chat_template, "utf-8")
+    tokenizer = load_tokenizer(base.directory, template, recipe.chat_template_date)
     write_tokenizer(base.directory, tokenizer, scratch.tokenizer)
     objects = spec.dataset.train + spec.dataset.eval
     files = fetch_dataset(spec, scratch.dataset, Moving("dataset", sum(file.size for file in objects)))
-    rows = prepare(
-        files.train,
-        files.eval or (recipe.dataset.eval if isinstance(recipe.dataset.eval, float) else None),
-        recipe,
-        tokenizer,
-        scratch.rows,
-        gpus=spec.gpus,
-        name_of=files.name_of,
-    )
-    shutil.copyfile(scratch.rows / REJECTS, scratch.report / REJECTS)
+    try:
+        rows = prepare(
+            files.train,
+            files.eval or (recipe.dataset.eval if isinstance(recipe.dataset.eval, float) else None),
+            recipe,
+            tokenizer,
+            scratch.rows,
+            gpus=spec.gpus,
+            name_of=files.name_of,
+        )
+    finally:
+        if (scratch.rows / REJECTS).exists():
+            shutil.copyfile(scratch.rows / REJECTS, scratch.report / REJECTS)
     tell(rows)
     return Inputs(base, tokenizer, rows)
 

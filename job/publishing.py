@@ -50,4 +50,3 @@ def publish_adapter(attempt: Attempt, directory: Path) -> tuple[Artifact, ...]:
     published = Published(attempt=attempt.number, spec_sha256=attempt.run.spec_sha256, files=files)
     attempt.run.storage.put(attempt.keys.published, canonical_bytes(published))
     return files
-

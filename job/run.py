@@ -12,7 +12,7 @@ from job.contract.documents import Latest, Result, Spec
 from job.contract.errors import DataError, TakenError
 from job.contract.keys import RunKeys, index_key, latest_key, run_id_of
 from job.contract.model import Document, canonical_bytes, sha256_hex
-from job.inputs import freeze
+from job.inputs import freeze, resolved
 from job.settings import Settings
 from job.storage import Storage
 
@@ -53,9 +53,9 @@ def identify(config: RunConfig, storage: Storage, settings: Settings) -> Run:
     """
     if settings.run_id and (found := storage.get(RunKeys(settings.run_id).spec)):
         spec = read_document(Spec, found[0], f"{storage.uri}/{RunKeys(settings.run_id).spec}")
-        if (spec.recipe, spec.gpus) != (config.recipe, config.compute.gpus):
+        if changed := differences(spec, config):
             raise TakenError(
-                f"the run {settings.run_id} belongs to another config: {differences(spec, config)}",
+                f"the run {settings.run_id} belongs to another config: {changed}",
                 "Give this config another name, or start the run anew with --again.",
             )
         return Run(storage, spec, settings.run_id)
@@ -68,9 +68,9 @@ def identify(config: RunConfig, storage: Storage, settings: Settings) -> Run:
 
 
 def differences(spec: Spec, config: RunConfig) -> str:
-    """Which keys differ between a frozen spec and a config."""
+    """Which keys differ between a frozen spec and a config; empty when none does."""
     before = _flat("", spec.recipe.model_dump(mode="json")) | {"compute.gpus": spec.gpus}
-    now = _flat("", config.recipe.model_dump(mode="json")) | {"compute.gpus": config.compute.gpus}
+    now = _flat("", resolved(config.recipe).model_dump(mode="json")) | {"compute.gpus": config.compute.gpus}
     changed = [key for key in now if now[key] != before.get(key)]
     return ", ".join(f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in changed)
 

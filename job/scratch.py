@@ -67,11 +67,6 @@ class Scratch:
         return self.root / "publish" / "report"
 
     @property
-    def convertible(self) -> Path:
-        """The one-layer model that proves the export."""
-        return self.root / "convertible"
-
-    @property
     def plan(self) -> Path:
         """What the children are told."""
         return self.root / "plan.json"

@@ -1,6 +1,7 @@
 """What the surroundings tell the job: flags first, then the environment."""
 
 import argparse
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def read_settings(argv: Sequence[str], environment: Mapping[str, str] = os.envir
             number = float(environment.get(name, default))
         except ValueError:
             number = 0
-        if not number > 0:
+        if not 0 < number < math.inf:
             raise UsageError(f"{name}={environment[name]} is not a number of seconds above 0")
         return number
 

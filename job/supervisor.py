@@ -12,14 +12,14 @@ from job.children import export_command, run_child, train_command
 from job.contract.config import RunConfig
 from job.contract.config_file import parse_config
 from job.contract.documents import Artifact, Artifacts, Result, TrainSummary
-from job.contract.errors import NoInputError
+from job.contract.errors import DataError, JobError, NoInputError
 from job.contract.plan import Plan
 from job.environment import environment
 from job.hearing import Heard
 from job.inputs import download_bytes
 from job.logs import LogBuffer
 from job.model_card import clean_adapter, write_model_card
-from job.preflight import check_device, check_disk, check_trackers, disk_need
+from job.preflight import check_device, check_disk, check_gpu_memory, check_trackers, disk_need
 from job.preparation import Inputs, prepare_inputs, write_plan
 from job.publishing import publish_adapter, publish_directory
 from job.report import RunFacts, write_report
@@ -51,17 +51,24 @@ def run(settings: Settings, stages: Stages, buffer: LogBuffer) -> Result | None:
         return keep(this, result, config_bytes, settings)
     scratch = Scratch(settings.scratch / this.run_id)
     device = check_device(config.compute.gpus)
+    check_gpu_memory(device, config.compute.gpu_memory_gib)
     log.info("device", kind=device.kind, names=device.names, detail=device.detail)
     base_bytes, dataset_bytes, weight_bytes = download_bytes(this.spec)
     settings.scratch.mkdir(parents=True, exist_ok=True)
     check_disk(disk_need(this.spec.recipe, weight_bytes, base_bytes, dataset_bytes), settings.scratch)
     if settings.check:
-        check(this, scratch, settings, stages)
+        check(this, Scratch(settings.scratch / f"{this.run_id}.check"), settings, stages)
         return None
     put_spec(this, config_bytes)
     number = claim(this, settings, now)
     with Attempt(this, number, stages, buffer, settings.heartbeat_seconds) as attempt:
-        return execute(attempt, scratch, settings, stages)
+        try:
+            return execute(attempt, scratch, settings, stages)
+        except DataError:
+            keep_rejects(attempt, scratch)
+            raise
+        finally:
+            shutil.rmtree(scratch.root, ignore_errors=True)
 
 
 def read_config(uri: str) -> tuple[RunConfig, bytes]:
@@ -92,11 +99,13 @@ def keep(this: Run, result: Result, config_bytes: bytes, settings: Settings) -> 
 
 def check(this: Run, scratch: Scratch, settings: Settings, stages: Stages) -> None:
     """Everything that comes before training, and what a real start would then do."""
-    with stages.enter("download"):
-        scratch.prepare()
-        plan = write_plan(this, prepare_inputs(this.spec, scratch), scratch, settings.llama_cpp)
-        prove_convertible(plan, scratch, Heard(stages, lambda _: None), child_environment(this, scratch, settings))
-    shutil.rmtree(scratch.root)
+    try:
+        with stages.enter("download"):
+            scratch.prepare()
+            plan = write_plan(this, prepare_inputs(this.spec, scratch), scratch, settings.llama_cpp)
+            prove_convertible(plan, scratch, Heard(stages, lambda _: None), child_environment(this, scratch, settings))
+    finally:
+        shutil.rmtree(scratch.root, ignore_errors=True)
     log.info("checked", would="train", then_export=this.spec.recipe.export.gguf, into=this.uri)
 
 
@@ -170,9 +179,18 @@ def exports(plan: Plan) -> bool:
 
 def prove_convertible(plan: Plan, scratch: Scratch, heard: Heard, variables: Mapping[str, str]) -> None:
     """A one-layer model goes through the export, so that a GGUF that cannot be made is known before step 1."""
-    if plan.recipe.export.gguf:
+    if exports(plan):
         command = export_command(scratch.plan, "--check")
         run_child(command, variables, scratch.work, scratch.events, heard.hear, said)
+
+
+def keep_rejects(attempt: Attempt, scratch: Scratch) -> None:
+    """Whoever has to mend bad rows gets the list of them, though the run has failed."""
+    try:
+        publish_directory(attempt, "report", scratch.report)
+        log.info("report", uri=f"{attempt.run.storage.uri}/{attempt.keys.artifacts('report')}")
+    except JobError as error:
+        log.warning("the report was not kept", message=error.message)
 
 
 def ready_adapter(

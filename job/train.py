@@ -10,6 +10,7 @@ import resource
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -124,14 +125,13 @@ def train(plan: Plan, teller: Teller) -> None:
 
     if trainer.is_world_process_zero():
         save_adapter(model, plan)
-    eval_loss = trainer.evaluate()["eval_loss"] if eval_rows else None
     seen, trained = trainer.counted_tokens()
     teller.tell(
         Trained(
             summary=TrainSummary(
                 steps=trainer.state.global_step,
                 train_loss=last_tenth([entry["loss"] for entry in trainer.state.log_history if "loss" in entry]),
-                eval_loss=eval_loss,
+                eval_loss=None,  # the adapter goes up first
                 tokens_seen=seen,
                 tokens_trained=trained,
                 trainable_parameters=loaded.trainable_parameters,
@@ -145,6 +145,8 @@ def train(plan: Plan, teller: Teller) -> None:
             )
         )
     )
+    if eval_rows:
+        trainer.evaluate()
     answer_samples(model, tokenizer, plan, "tuned", teller)
 
 
@@ -191,16 +193,25 @@ def assert_same_rows(ours: Dataset, trainers: Dataset, packed: bool) -> None:
     """The trainer's ids and labels are ours, row by row.
 
     Nothing between the dataset and the loss may tokenize, truncate, drop or mask again. Packed rows are joined by
-    the trainer, so there the tokens are compared in all.
+    the trainer, so there all tokens are compared with their labels, in whatever order.
     """
     if packed:
-        same = sum(map(len, ours["input_ids"])) == sum(map(len, trainers["input_ids"]))
+        same = _tokens(ours) == _tokens(trainers)
     else:
         same = len(ours) == len(trainers) and all(
             mine == theirs for mine, theirs in zip(_batches(ours), _batches(trainers), strict=True)
         )
     if not same:
         raise BugError(f"the trainer changed the rows: {len(ours)} were prepared, {len(trainers)} differ from them")
+
+
+def _tokens(rows: Dataset) -> Counter[tuple[int, int]]:
+    return Counter(
+        pair
+        for ids, labels in _batches(rows)
+        for row, marks in zip(ids, labels, strict=True)
+        for pair in zip(row, marks, strict=True)
+    )
 
 
 def _batches(rows: Dataset, size: int = 1000) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
@@ -256,6 +267,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
         self._began, self._first = time.monotonic(), state.global_step
 
+    def on_step_end(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # whatever logging_steps says, the end is told
+
     def on_log(self, args: SFTConfig, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         if "loss" not in logs:
             return
@@ -279,6 +294,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         )
 
     def on_evaluate(self, args: SFTConfig, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        if not math.isfinite(metrics["eval_loss"]):
+            raise BugError(f"the eval loss is {metrics['eval_loss']} at step {state.global_step}")
         if state.global_step:
             self._teller.tell(Evaluated(step=state.global_step, loss=metrics["eval_loss"]))
 
@@ -332,6 +349,8 @@ def sync(directory: Path) -> None:
 
 def save_adapter(model: Any, plan: Plan) -> None:
     """The adapter and the tokenizer that it was trained with, whole from the moment the directory is there."""
+    if not all(torch.isfinite(p).all() for p in model.parameters() if p.requires_grad):
+        raise BugError("the adapter holds weights that are not numbers", "Lower training.learning_rate.")
     final = Path(plan.adapter)
     written = final.with_name(f".{final.name}")
     model.save_pretrained(written)

@@ -1,5 +1,6 @@
 """A real S3 server, SeaweedFS, on this machine's loopback."""
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
@@ -47,7 +49,7 @@ def s3_server(directory: Path, bucket: str) -> Iterator[S3Server]:
         bucket: made when it is not there.
 
     Raises:
-        RuntimeError: it does not answer within a minute; the message holds its log.
+        RuntimeError: another server runs from there, or it does not answer within a minute, with its log.
     """
     data = directory / "data"
     data.mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,7 @@ def s3_server(directory: Path, bucket: str) -> Iterator[S3Server]:
     ]
     log = directory / "server.log"
     with ExitStack() as ending:
+        _lock(ending.enter_context((directory / "lock").open("w")))
         ending.callback(_remove_sockets, ports)
         output = ending.enter_context(log.open("wb"))
         process = subprocess.Popen(
@@ -85,6 +88,13 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def _lock(file: TextIO) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RuntimeError(f"another server runs from {Path(file.name).parent}; wait for it, or end it") from error
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -138,6 +138,13 @@ class Export(Document):
     merged: bool = False
     """The merged 16-bit model as safetensors."""
 
+    @field_validator("gguf")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a quantization twice")
+        return value
+
 
 class Compute(Document):
     """What the run needs of the cluster. Changing it does not change the run."""

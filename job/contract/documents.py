@@ -10,7 +10,6 @@ from job.contract.model import Document
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Stage = Literal["start", "download", "train", "export", "publish"]
-STAGES: tuple[Stage, ...] = ("start", "download", "train", "export", "publish")
 
 
 class FrozenObject(Document):
@@ -52,6 +51,8 @@ class Spec(Document):
     gpus: int
     base_model: FrozenModel
     dataset: FrozenDataset
+    chat_template: str | None = None
+    """The text of the `.jinja` file that the config names; null where it names none."""
     image: str | None
     """The image's reference, by digest; null outside a container."""
     code_version: str

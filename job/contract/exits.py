@@ -34,6 +34,6 @@ IGNORED_CODES = frozenset({Exit.INTERRUPTED})
 
 def exit_name(code: int) -> str:
     """The table's name of an exit code; ``KILLED`` for one that a signal or the runtime gave, else ``UNKNOWN``."""
-    if code in KILLED_CODES:
+    if code >= min(KILLED_CODES):
         return "KILLED"
     return Exit(code).name if code in set(Exit) else "UNKNOWN"

@@ -111,9 +111,3 @@ class AttemptKeys:
     def artifacts(self, kind: str) -> str:
         """The prefix of one kind of artifact: lora, gguf, merged or report."""
         return f"{self.prefix}{kind}/"
-
-
-def attempt_number(key: str) -> int | None:
-    """The attempt that a claim's key belongs to; None for any other key."""
-    found = re.search(r"/attempts/([1-9]\d*)/claim\.json\Z", key)
-    return int(found[1]) if found else None

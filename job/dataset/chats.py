@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import orjson
-
 from job.dataset.rejects import BadRow
 from job.dataset.template import Message
+from job.dataset.tool_calls import read_function_call, read_tool_call, read_tools
 
 Format = Literal["messages", "sharegpt", "alpaca", "prompt_completion"]
 
@@ -37,6 +36,7 @@ _FOLLOWS = {
     "assistant": ("user", "tool"),
     "tool": ("tool", "assistant"),
 }
+_LISTS: dict[str, tuple[str, ...]] = {"messages": ("messages",), "sharegpt": ("conversations", "conversation")}
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _EXTRAS = ("name", "tool_call_id", "reasoning_content")
 
@@ -77,7 +77,7 @@ def to_chat(row: dict[str, Any], wanted: Format | Literal["auto"]) -> Chat:
         _add(chat, "system", row["system"], "system")
     match found:
         case "messages" | "sharegpt":
-            key = next((key for key in _KEYS[found] if key in row), _KEYS[found][0])
+            key = next((key for key in _LISTS[found] if row.get(key) is not None), _LISTS[found][0])
             _add_messages(chat, row.get(key), key)
         case "alpaca":
             _add_alpaca(chat, row)
@@ -85,14 +85,8 @@ def to_chat(row: dict[str, Any], wanted: Format | Literal["auto"]) -> Chat:
             _add_prompt_completion(chat, row)
     _check_order(chat)
     if tools := row.get("tools"):
-        chat.tools = _tools(tools)
+        chat.tools = read_tools(tools)
     return chat
-
-
-_KEYS: dict[Format, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations", "conversation"),
-}
 
 
 def detect(row: dict[str, Any]) -> Format:
@@ -110,9 +104,8 @@ def detect(row: dict[str, Any]) -> Format:
         return "alpaca"
     if "prompt" in given and given & {"completion", "response"}:
         return "prompt_completion"
-    for name, keys in _KEYS.items():  # a null where the messages should be
-        if row.keys() & set(keys):
-            return name
+    if "messages" in row or "conversations" in row:  # and null
+        return "messages" if "messages" in row else "sharegpt"
     raise BadRow(
         "unknown_format",
         "the row has none of messages, conversations, instruction with output, prompt with completion",
@@ -163,7 +156,7 @@ def _add(chat: Chat, alias: Any, content: Any, where: str, message: dict[str, An
     elif role == "assistant":
         chat.trained.append(True)
     if alias in _CALLS:
-        added.update(content="", tool_calls=[_function_call(added["content"], where)])
+        added.update(content="", tool_calls=[read_function_call(added["content"], where)])
     chat.messages.append(added)
     if role != "tool" and role != "system" and not added["content"].strip() and "tool_calls" not in added:
         raise BadRow("empty_content", f"the {role}'s message is empty", f"{where}.content")
@@ -196,7 +189,7 @@ def _add_extras(chat: Chat, added: Message, message: dict[str, Any], where: str)
             raise BadRow(
                 "bad_tools", "tool_calls must be a list, in an assistant's message", f"{where}.tool_calls", calls
             )
-        added["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+        added["tool_calls"] = [read_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
     flags = [message[key] for key in ("weight", "train") if message.get(key) is not None]
     for flag in flags:
         if not isinstance(flag, (bool, int, float)) or flag not in (0, 1):
@@ -205,44 +198,6 @@ def _add_extras(chat: Chat, added: Message, message: dict[str, Any], where: str)
         chat.trained.append(all(flags))
     elif any(flags):
         raise BadRow("bad_weight", f"a {added['role']} message cannot be trained on", where)
-
-
-def _tool_call(call: Any, where: str) -> dict[str, Any]:
-    """A tool call as templates want it: a function with a name and arguments that are an object."""
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise BadRow("bad_tools", "a tool call must name its function", where, call)
-    arguments = function.get("arguments", function.get("parameters", {}))
-    if isinstance(arguments, str):
-        try:
-            arguments = orjson.loads(arguments) if arguments.strip() else {}
-        except orjson.JSONDecodeError as error:
-            raise BadRow("bad_tools", "the arguments of a tool call are not JSON", where, arguments) from error
-    if not isinstance(arguments, dict):
-        raise BadRow("bad_tools", "the arguments of a tool call must be an object", where, arguments)
-    made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return made | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
-
-
-def _function_call(text: str, where: str) -> dict[str, Any]:
-    """ShareGPT's way to call a function: a turn of its own whose text is the call."""
-    try:
-        call = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise BadRow("bad_tools", "a function_call must be JSON with a name and arguments", where, text) from error
-    return _tool_call(call, where)
-
-
-def _tools(tools: Any) -> list[Any]:
-    """The functions on offer, also where a dump keeps them as text."""
-    if isinstance(tools, str):
-        try:
-            tools = orjson.loads(tools)
-        except orjson.JSONDecodeError as error:
-            raise BadRow("bad_tools", "tools is not JSON", "tools", tools) from error
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise BadRow("bad_tools", "tools must be a list of objects", "tools", tools)
-    return tools
 
 
 def _add_alpaca(chat: Chat, row: dict[str, Any]) -> None:
@@ -262,13 +217,13 @@ def _add_alpaca(chat: Chat, row: dict[str, Any]) -> None:
             raise BadRow("bad_content", "instruction and input must be text", "input", more)
         question = f"{question}\n\n{more}" if question else more
     _add(chat, "user", question, "instruction")
-    key = "output" if row.get("output") is not None else "response"
-    _add(chat, "assistant", row.get(key), "output" if key not in row else key)
+    key = "response" if row.get("output") is None and "response" in row else "output"
+    _add(chat, "assistant", row.get(key), key)
 
 
 def _add_prompt_completion(chat: Chat, row: dict[str, Any]) -> None:
     """The prompt as the user's turn, the completion as the assistant's; of lists of messages, only the completion's are trained on."""
-    prompt, key = row.get("prompt"), "completion" if row.get("completion") is not None else "response"
+    prompt, key = row.get("prompt"), "response" if row.get("completion") is None and "response" in row else "completion"
     if isinstance(prompt, list):
         _add_messages(chat, prompt, "prompt")
         chat.trained = [False] * len(chat.trained)
@@ -278,7 +233,7 @@ def _add_prompt_completion(chat: Chat, row: dict[str, Any]) -> None:
     if isinstance(completion, list):
         _add_messages(chat, completion, key)
     else:
-        _add(chat, "assistant", completion, "completion" if key not in row else key)
+        _add(chat, "assistant", completion, key)
 
 
 def _check_order(chat: Chat) -> None:

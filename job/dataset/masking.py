@@ -52,7 +52,8 @@ def render_chat(chat: Chat, tokenizer: Tokenizer, responses_only: bool) -> Rende
     except RENDER_ERRORS as error:
         raise BadRow("template_refused", f"the chat template refuses the row: {error}") from error
     turns = list(tokenizer.turns.find(text))
-    if not len(turns) == text.count(tokenizer.turns.header) == len(chat.trained):
+    headers = text.count(tokenizer.turns.header, 0, turns[-1][1]) if turns else 0
+    if not headers == len(turns) == len(chat.trained):
         raise BadRow("turns_unclear", "a message holds what begins an answer", excerpt=tokenizer.turns.header)
     _check_rendered(chat, text, turns)
     if responses_only:

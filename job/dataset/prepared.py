@@ -3,6 +3,9 @@
 from job.contract.model import Document
 from job.dataset.rejects import Reject
 
+TRAIN_ROWS, EVAL_ROWS, REJECTS = "train.arrow", "eval.arrow", "rejects.jsonl"
+"""The files that `prepare` leaves."""
+
 
 class SplitReport(Document):
     """Counts of one split."""

@@ -59,6 +59,17 @@ class BadRow(Exception):
         self.field = field
         self.excerpt = excerpt
 
+    def at(self, file: str, where: str) -> "Reject":
+        """It, with its place."""
+        return Reject(
+            file=file,
+            where=where,
+            reason=self.reason,
+            field=self.field,
+            message=self.message,
+            excerpt=excerpt_of(self.excerpt),
+        )
+
 
 class Reject(Document):
     """A row that is left out; one line of rejects.jsonl."""

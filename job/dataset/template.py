@@ -154,7 +154,9 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     rendered: list[str | None] = []
     for call in job["calls"]:
         try:
-            rendered.append(render(**call))
+            text = render(**call)
+            text.encode()  # a template can write half a character, which no tokenizer takes
+            rendered.append(text)
         except SecurityError as error:
             return {"problem": f"it reaches for what a template must not touch: {error}"}
         except (MemoryError, OverflowError, RecursionError) as error:

@@ -23,9 +23,18 @@ from job.dataset.turns import CHAT, Turns, derive_turns
 TEMPLATES = Path(__file__).with_name("templates")
 """Holds ours, one file for each name."""
 _ALIASES = {"llama-3.2": "llama-3.1", "llama-3.3": "llama-3.1", "phi-3.5": "phi-3", "gemma-2": "gemma"}
-_SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+_CHECKED = ("bos_token", "eos_token", "pad_token")
 _TEMPLATE_KEY = "The config's key chat_template takes"
 _TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+_CALLS: tuple[dict[str, Any], ...] = (  # what a template is asked to render before it is trusted
+    {"messages": CHAT},
+    {"messages": CHAT[:1]},
+    {"messages": CHAT[:1], "add_generation_prompt": True},
+    {"messages": ({"role": "system", "content": "s"}, CHAT[0])},
+    {"messages": CHAT, "tools": [_TOOL]},
+    {"messages": (*CHAT[:2], {"role": "tool", "content": "t"}, CHAT[1])},
+    {"messages": (*CHAT[:2], {"role": "system", "content": "t"}, CHAT[1])},
+)
 
 
 def template_names() -> list[str]:
@@ -104,21 +113,12 @@ def load_tokenizer(directory: Path, chat_template: str | None, day: date) -> Tok
     special_tokens = _special_tokens(directory, config, backend)
     text, source = _template_text(directory, config, chat_template)
     added = {token.content: token.special for token in backend.get_added_tokens_decoder().values()}
-    user, answer = CHAT[:2]
-    calls: list[dict[str, Any]] = [
-        {"messages": CHAT},
-        {"messages": [user]},
-        {"messages": [user], "add_generation_prompt": True},
-        {"messages": [{"role": "system", "content": "s"}, user]},
-        {"messages": CHAT, "tools": [_TOOL]},
-        {"messages": [user, answer, {"role": "tool", "content": "t"}, answer]},
-        {"messages": [user, answer, {"role": "system", "content": "t"}, answer]},
-    ]
+    eos = special_tokens["eos_token"]
     try:
-        chat, question, prompt, system, with_tools, tool_turn, system_turn = try_out(text, day, special_tokens, calls)
+        chat, question, prompt, system, with_tools, tool_turn, system_turn = try_out(text, day, special_tokens, _CALLS)
         if chat is None or question is None:
             raise ValueError("it cannot write questions and answers in turn")
-        turns = derive_turns(chat, question, special_tokens["eos_token"], list(added))
+        turns = derive_turns(chat, question, eos, list(added))
         _assert_bos(backend, special_tokens, chat)
     except ValueError as error:
         raise DataError(
@@ -128,7 +128,7 @@ def load_tokenizer(directory: Path, chat_template: str | None, day: date) -> Tok
     written = "".join(filter(None, (chat, question, prompt, system)))
     control = {token for token, special in added.items() if special and token in written}
     control |= {token for token in added if token in turns.header + turns.ending}
-    control |= {special_tokens[name] for name in ("bos_token", "eos_token", "pad_token") if name in special_tokens}
+    control |= {special_tokens[name] for name in _CHECKED if special_tokens.get(name) in added}
     return Tokenizer(
         backend=backend,
         chat_template=text,
@@ -138,7 +138,7 @@ def load_tokenizer(directory: Path, chat_template: str | None, day: date) -> Tok
         control=re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True)))),
         shows_tools=with_tools is not None and with_tools != chat,
         shows_tool_turns=tool_turn is not None and tool_turn != system_turn,
-        stop_token_ids=_stop_token_ids(directory, backend, [special_tokens["eos_token"], turns.stop]),
+        stop_token_ids=_stop_token_ids(directory, backend, eos, turns.stop),
     )
 
 
@@ -177,15 +177,14 @@ def _backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
 
 
 def _special_tokens(directory: Path, config: dict[str, Any], backend: tokenizers.Tokenizer) -> dict[str, str]:
-    """The special tokens by name, as transformers resolves them; each is in the vocabulary, and eos is among them."""
+    """The special tokens by name, as transformers hands them to a template; eos is among them, and in the vocabulary."""
     legacy = {} if "added_tokens_decoder" in config else _json(directory / "special_tokens_map.json")
     found: dict[str, str] = {}
-    for name in _SPECIAL_NAMES:
-        token = (config | legacy).get(name)
+    for name, token in (config | legacy).items():
         content = token.get("content") if isinstance(token, dict) else token
-        if content is None:
+        if not name.endswith("_token") or not isinstance(content, str):
             continue
-        if not isinstance(content, str) or backend.token_to_id(content) is None:
+        if name in _CHECKED and backend.token_to_id(content) is None:
             raise DataError(f"the base model's {name} is {content!r}, which its vocabulary lacks")
         found[name] = content
     if "eos_token" not in found:
@@ -242,12 +241,11 @@ def _assert_bos(backend: tokenizers.Tokenizer, special_tokens: dict[str, str], c
         raise ValueError(f"it begins a text with {bos!r} twice")
 
 
-def _stop_token_ids(directory: Path, backend: tokenizers.Tokenizer, tokens: Sequence[str]) -> tuple[int, ...]:
+def _stop_token_ids(directory: Path, backend: tokenizers.Tokenizer, eos: str, turn_end: str) -> tuple[int, ...]:
     """eos, what generation_config.json says, and the token that ends a turn."""
     named = _json(directory / "generation_config.json").get("eos_token_id")
     listed = [named] if isinstance(named, int) else named if isinstance(named, list) else []
-    ids = [backend.token_to_id(token) for token in tokens]
-    return tuple(dict.fromkeys([*ids[:1], *listed, *ids[1:]]))
+    return tuple(dict.fromkeys([backend.token_to_id(eos), *listed, backend.token_to_id(turn_end)]))
 
 
 def messages_of(prompt: str) -> list[Message]:

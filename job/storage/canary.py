@@ -13,9 +13,6 @@ def probe(storage: Storage, key: str) -> Stat:
     Returns:
         The probe's stat; its `last_modified` is the store's present time.
 
-    Returns:
-        What was written last: its LastModified is the store's clock.
-
     Raises:
         PermissionDenied: this identity may not do one of these.
         ConfigError: the store ignores or refuses conditional writes, or confirms no checksum.
@@ -34,7 +31,6 @@ def probe(storage: Storage, key: str) -> Stat:
     if found is None or found.etag != replaced.etag:
         raise ConfigError(f"{storage.uri}/{key} is not what was written there a moment ago", "Use a consistent store.")
     return found
-    return replaced
 
 
 def _unconditional(storage: Storage, header: str) -> ConfigError:

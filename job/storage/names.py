@@ -4,7 +4,8 @@ import re
 
 from job.contract.errors import DataError
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Control characters, line and paragraph separators, and halves of characters, which are no UTF-8.
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def checked_key(key: str, root: str) -> str:
@@ -13,8 +14,7 @@ def checked_key(key: str, root: str) -> str:
     Raises:
         DataError: for `..`, an absolute or empty key, an empty segment, or a control character such as a newline.
     """
-    segments = key.split("/")
-    if _CONTROL.search(key) or any(segment in ("", ".", "..") for segment in segments) or "\ufffd" in key:
+    if _UNWRITABLE.search(key) or any(segment in ("", ".", "..") for segment in key.split("/")):
         raise DataError(
             f"{root}: the key {key!r} is not safe to use", "Rename the object: no '..', '//', leading '/' or newline."
         )

@@ -50,11 +50,7 @@ class S3Settings:
         Raises:
             UsageError: for values that make no sense.
         """
-        text = os.environ.get("FINETUNE_S3_BUDGET_SECONDS", str(_BUDGET_SECONDS))
-        try:
-            budget = float(text)
-        except ValueError:
-            raise UsageError(f"FINETUNE_S3_BUDGET_SECONDS={text} is not a number of seconds") from None
+        budget = _number("FINETUNE_S3_BUDGET_SECONDS", _BUDGET_SECONDS)
         default = "none" if os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION") == "when_required" else "CRC64NVME"
         return cls(
             budget if budget_seconds is None else min(budget, budget_seconds),
@@ -64,8 +60,9 @@ class S3Settings:
     @property
     def client(self) -> "S3Client":
         """The process's client."""
+        attempts = int(_number("AWS_MAX_ATTEMPTS", _ATTEMPTS))
         with _making:
-            return _client(_HURRIED_ATTEMPTS if self.budget_seconds < _HURRIED_SECONDS else _ATTEMPTS)
+            return _client(min(attempts, _HURRIED_ATTEMPTS) if self.budget_seconds < _HURRIED_SECONDS else attempts)
 
     def request(self, uri: str, ask: "Callable[[S3Client], Answer]") -> Answer:
         """The answer to one request about `uri`, asked again while the store is unavailable and the budget lasts.
@@ -90,6 +87,14 @@ class S3Settings:
         )(once)
 
 
+def _number(name: str, default: float) -> float:
+    text = os.environ.get(name) or str(default)
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{name}={text} is not a number") from None
+
+
 def forget_client() -> None:
     """Let the next request make a new client, from the environment and credentials as they are then."""
     _client.cache_clear()
@@ -101,7 +106,7 @@ def _client(attempts: int) -> "S3Client":
         connect_timeout=5,
         read_timeout=60,
         tcp_keepalive=True,
-        retries={"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", attempts))},
+        retries={"mode": "standard", "total_max_attempts": attempts},
         max_pool_connections=_MOST_CONNECTIONS,
         # Our checksums are computed before a request, so botocore has none to add.
         request_checksum_calculation="when_required",

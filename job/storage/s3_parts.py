@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from botocore.response import StreamingBody
 
 Argument = TypeVar("Argument")
-Result = TypeVar("Result")
+Moved = tuple[Arguments, int, int]
+"""A part that has moved: what the end of an upload says of it, its checksum, its size."""
 
 # 17 parts of 8 MiB are in memory at most. Measured: more at a time gained nothing, fewer lost when cores were busy.
 _PART_BYTES = 8 << 20
@@ -66,18 +67,18 @@ def _upload_parts(target: S3Object, file: IO[bytes], size: int, progress: Progre
     begun = target.request(lambda s3, at: s3.create_multipart_upload(**at, **checksum.announced()))
     upload: Arguments = {"UploadId": begun["UploadId"]}
 
-    def send(numbered: tuple[int, bytes]) -> tuple[Arguments, int, int]:
+    def send(numbered: tuple[int, bytes]) -> Moved:
         number, body = numbered
         value = checksum.of(body, 0)
         part: Arguments = {"PartNumber": number, **checksum.sent(value)}
         answer = target.request(lambda s3, at: s3.upload_part(**at, **upload, **part, Body=body))
         checksum.confirm(stated(answer), checksum.text(value), target.uri)
-        progress(len(body))
         return {**part, "ETag": answer["ETag"]}, value, len(body)
 
     digest = hashlib.sha256()
+    numbered_parts = enumerate(_parts(file, size, digest.update), 1)
     try:
-        parts, values, sizes = zip(*_in_parallel(send, enumerate(_parts(file, size, digest.update), 1)), strict=True)
+        parts, values, sizes = zip(*_in_parallel(send, numbered_parts, progress), strict=True)
         with suppress(MissingObject):  # asked again after a lost answer, the store no longer knows the upload
             target.request(
                 lambda s3, at: s3.complete_multipart_upload(**at, **upload, MultipartUpload={"Parts": list(parts)})
@@ -106,7 +107,7 @@ def _download_parts(source: S3Object, stat: Stat, pinned: Arguments, descriptor:
     )
     checksum, expected = of_content(known)
 
-    def fetch(start: int) -> tuple[int, int]:
+    def fetch(start: int) -> Moved:
         end = min(start + _part_bytes(stat.size), stat.size)
         wanted: Arguments = {**pinned, "Range": f"bytes={start}-{end - 1}"}
         value, size = source.request(
@@ -114,10 +115,10 @@ def _download_parts(source: S3Object, stat: Stat, pinned: Arguments, descriptor:
         )
         if size != end - start:
             raise DataError(f"{source.uri}: the store sent {size} bytes for {wanted['Range']}")
-        progress(size)
-        return value, size
+        return {}, value, size
 
-    values, sizes = zip(*_in_parallel(fetch, range(0, stat.size, _part_bytes(stat.size))), strict=True)
+    starts = range(0, stat.size, _part_bytes(stat.size))
+    _, values, sizes = zip(*_in_parallel(fetch, starts, progress), strict=True)
     if checksum.text(checksum.joined(values, sizes)) != expected:
         raise DataError(f"{source.uri} arrived damaged: its {checksum.name} is not {expected}", "Start the run again.")
 
@@ -140,16 +141,24 @@ def _part_bytes(size: int) -> int:
     return max(_PART_BYTES, -(-size // _MOST_PARTS))
 
 
-def _in_parallel(task: Callable[[Argument], Result], arguments: Iterable[Argument]) -> Iterator[Result]:
-    """The results in the arguments' order. An argument is taken only when a worker is free, which bounds the memory."""
-    waiting: deque[Future[Result]] = deque()
+def _in_parallel(
+    move: Callable[[Argument], Moved], arguments: Iterable[Argument], progress: Progress
+) -> Iterator[Moved]:
+    """What `move` gives, in the arguments' order; the next argument is taken only when the oldest is done."""
+    waiting: deque[Future[Moved]] = deque()
+
+    def done() -> Moved:
+        moved = waiting.popleft().result()
+        progress(moved[2])
+        return moved
+
     with ThreadPoolExecutor(_AT_A_TIME, "s3") as workers:
         try:
             for argument in arguments:
-                waiting.append(workers.submit(task, argument))
+                waiting.append(workers.submit(move, argument))
                 if len(waiting) > _AT_A_TIME:
-                    yield waiting.popleft().result()
+                    yield done()
             while waiting:
-                yield waiting.popleft().result()
+                yield done()
         finally:
             workers.shutdown(cancel_futures=True)

@@ -27,9 +27,7 @@ def download_all(files: Iterable[tuple[Storage, Stat, Path]], progress: Progress
         JobError: the first that a file raised; files that are whole by then stay.
     """
     told = _one_at_a_time(progress)
-    each_file(
-        lambda file: file[0].download(file[1], file[2], told), sorted(files, key=_size_of_wanted), _size_of_wanted
-    )
+    _each_file(lambda file: file[0].download(file[1], file[2], told), files, lambda file: file[1].size)
 
 
 def upload_directory(
@@ -53,15 +51,13 @@ def upload_directory(
         }
     if not sizes:
         raise NoInputError(f"{directory} holds no file")
-    sent = each_file(
+    sent = _each_file(
         lambda name: (name, storage.upload(directory / name, f"{prefix}{name}", told)), sorted(sizes), sizes.__getitem__
     )
     return sorted(sent, key=lambda pair: pair[0])
 
 
-def each_file(
-    move: Callable[[Task], Result], files: Iterable[Task], size: Callable[[Task], int] = lambda _: 0
-) -> list[Result]:
+def _each_file(move: Callable[[Task], Result], files: Iterable[Task], size: Callable[[Task], int]) -> list[Result]:
     """What `move` gives for each file: small ones first and side by side, then the large ones one by one."""
     small: list[Task] = []
     large: list[Task] = []
@@ -73,10 +69,6 @@ def each_file(
         finally:
             workers.shutdown(cancel_futures=True)
     return moved + [move(file) for file in large]
-
-
-def _size_of_wanted(file: tuple[Storage, Stat, Path]) -> int:
-    return file[1].size
 
 
 def _one_at_a_time(progress: Progress) -> Progress:

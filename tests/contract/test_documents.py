@@ -18,7 +18,7 @@ from job.contract.documents import Outcome
 from job.contract.errors import ERROR_BY_CODE, JobError, KilledError
 from job.contract.events import Event, parse_event
 from job.contract.exits import IGNORED_CODES, KILLED_CODES, RETRIED_CODES, Exit, exit_name
-from job.contract.keys import RunKeys, attempt_number, config_key, index_key, is_run_id, latest_key, run_id_of
+from job.contract.keys import RunKeys, config_key, index_key, is_run_id, latest_key, run_id_of
 from job.contract.model import Document, canonical_bytes, sha256_hex
 
 SLUGS = st.from_regex(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?", fullmatch=True)
@@ -155,13 +155,6 @@ def test_keys_are_those_that_readers_know() -> None:
     assert latest_key("bot") == "models/bot/latest.json"
     assert index_key("bot", "20260101T000000Z", keys.run_id) == "models/bot/runs/20260101T000000Z-bot-0123456789"
     assert config_key(b"") == f"configs/{sha256_hex(b'')}.yaml"
-
-
-@given(st.integers(min_value=1, max_value=10**9))
-def test_a_claims_key_tells_its_attempt(number: int) -> None:
-    keys = RunKeys("bot-0123456789").attempt(number)
-    assert attempt_number(keys.claim) == number
-    assert attempt_number(keys.outcome) is None
 
 
 def test_every_error_has_a_code_of_the_table() -> None:

@@ -495,6 +495,7 @@ def test_bad_input_53_no_chat_template(tmp_path: Path) -> None:
         "{{ 'x' * 3000000 }}",
         "{% if %}",
         "nothing of the chat",
+        "{{ '\\ud800' }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}",
     ],
 )
 def test_bad_input_54_hostile_template(tmp_path: Path, template: str) -> None:

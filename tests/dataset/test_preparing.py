@@ -85,8 +85,11 @@ def test_a_check_writes_nothing(chatml: Tokenizer, tmp_path: Path) -> None:
 
 def test_progress_adds_up(chatml: Tokenizer, tmp_path: Path) -> None:
     told: list[int] = []
-    prepare([write_rows(tmp_path / "a.jsonl", range(1500))], None, recipe(), chatml, None, progress=told.append)
-    assert sum(told) == 1500
+    path = write_rows(tmp_path / "a.jsonl", range(1500))
+    with path.open("a") as file:
+        file.write("{}\n")
+    prepare([path], None, recipe(max_bad_rows=1), chatml, None, progress=told.append)
+    assert sum(told) == 1501
     assert len(told) > 1
 
 
@@ -106,6 +109,12 @@ def test_so_many_bad_rows_are_left_out(prepare_rows: PrepareRows, tmp_path: Path
     assert prepared.train.rows == 97
     assert prepared.train.bad == {"unknown_format": 1, "not_an_object": 1, "not_json": 1}
     assert [reject.where for reject in prepared.rejects] == ["line 98", "line 99", "line 100"]
+
+
+def test_a_share_is_of_all_rows_wherever_the_bad_ones_are(prepare_rows: PrepareRows, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", range(1000))
+    path.write_text("{}\n" * 10 + path.read_text())
+    assert prepare_rows(path, max_bad_rows="1%").train.rows == 1000
 
 
 def test_every_bad_row_is_counted_and_ten_thousand_are_written(prepare_rows: PrepareRows, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import boto3
 import pytest
 import tokenizers
 from gguf import GGUFReader
@@ -17,7 +18,6 @@ from examples.demo.base_model import GGUF, write_tokenizer
 from examples.demo.data import HELD_OUT, jsonl, rows
 from examples.demo.score import is_in_format
 from examples.demo.server import s3_server
-from job.storage.opening import open_storage
 
 
 def runs_of_three_words(text: str) -> set[tuple[str, ...]]:
@@ -94,17 +94,23 @@ def is_served_from(directory: Path) -> bool:
     return any(str(directory) in command for command in commands())
 
 
-def test_a_server_serves_what_the_last_one_kept_and_leaves_no_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_serves_what_the_last_one_kept_and_leaves_no_process(tmp_path: Path) -> None:
     for number in range(2):
         with s3_server(tmp_path, "demo") as server:
-            for name, value in server.environment.items():
-                monkeypatch.setenv(name, value)
-            storage = open_storage("s3://demo")
-            assert [stat.key for stat in storage.list("")] == [f"{earlier}" for earlier in range(number)]
-            storage.put(str(number), b"kept")
+            variables = server.environment
+            store = boto3.client(
+                "s3",
+                endpoint_url=server.endpoint,
+                region_name=variables["AWS_REGION"],
+                aws_access_key_id=variables["AWS_ACCESS_KEY_ID"],
+                aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
+            )
+            kept = store.list_objects_v2(Bucket="demo").get("Contents", [])
+            assert [item["Key"] for item in kept] == [f"{earlier}" for earlier in range(number)]
+            store.put_object(Bucket="demo", Key=str(number), Body=b"kept")
             assert is_served_from(tmp_path)
+            with pytest.raises(RuntimeError, match="another server runs"), s3_server(tmp_path, "demo"):
+                pass
         assert not is_served_from(tmp_path)
 
 
@@ -129,9 +135,7 @@ def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
-    (tmp_path / "data" / "filerldb2").mkdir(parents=True)
-    (tmp_path / "data" / "filerldb2").chmod(0)
-    (tmp_path / "data" / "filerldb2").rmdir()
+    (tmp_path / "data").mkdir()
     (tmp_path / "data" / "filerldb2").write_text("no folder")
     with pytest.raises(RuntimeError, match="does not answer"), s3_server(tmp_path, "demo"):
         pass

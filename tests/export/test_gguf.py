@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_spoiled_chat_template_is_refused(done: Done, expected: Expected, tmp_
     path.write_bytes(
         (done.gguf / "tiny.F16.gguf").read_bytes().replace(b"assistant named SmolLM", b"assistant named SmolLN")
     )
-    with pytest.raises(DataError, match=r"chat template is '.*SmolLN.*' and should be '.*SmolLM"):
+    with pytest.raises(DataError, match=r"chat template is .*SmolLN.* and should be .*SmolLM"):
         check(path, "f16", TENSORS, expected)
 
 
@@ -77,16 +78,13 @@ def test_a_bos_that_the_rows_do_not_have_is_refused(done: Done, expected: Expect
         check(path, "f16", TENSORS, expected)
 
 
-def test_a_stop_token_that_does_not_stop_is_refused(done: Done, expected: Expected) -> None:
-    stopping_nowhere = Expected(expected.blocks, (2,), expected.chat_template, expected.chats)
-    check(done.gguf / "tiny.F16.gguf", "f16", TENSORS, stopping_nowhere)
-    with pytest.raises(DataError, match="eos token is '2' and should be '100'"):
-        check(
-            done.gguf / "tiny.F16.gguf",
-            "f16",
-            TENSORS,
-            Expected(expected.blocks, (100,), expected.chat_template, expected.chats),
-        )
+def test_a_stop_token_that_does_not_stop_is_refused(done: Done, expected: Expected, tmp_path: Path) -> None:
+    path = spoil(done, tmp_path, "tokenizer.ggml.eos_token_id", U32, 100)
+    # Besides eos, llama.cpp knows the tokens that end an answer by their names.
+    path.write_bytes(path.read_bytes().replace(b"<|im_end|>", b"<|im_fin|>"))
+    template = expected.chat_template.replace("<|im_end|>", "<|im_fin|>")
+    with pytest.raises(DataError, match=r"token 2 ends an answer in training, and llama\.cpp does not stop at it"):
+        check(path, "f16", TENSORS, replace(expected, stop_token_ids=(100, 2), chat_template=template))
 
 
 def test_another_type_and_another_count_are_refused(done: Done, expected: Expected) -> None:

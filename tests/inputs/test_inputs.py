@@ -195,7 +195,14 @@ def test_an_input_that_changed_since_it_was_frozen_is_refused(root: str, key: st
 
 
 def test_of_a_model_only_what_is_loaded_is_fetched(root: str) -> None:
-    put(root, {f"base/{name}": b"x" for name in ("pytorch_model.bin", "original/consolidated.pth", ".gitattributes")})
+    others = (
+        "pytorch_model.bin",
+        "original/consolidated.00.pth",
+        "consolidated.safetensors",
+        ".gitattributes",
+        "m.gguf",
+    )
+    put(root, {f"base/{name}": b"x" for name in others})
     spec = spec_of(f"{root}/base/", f"{root}/base/config.json")
     assert sorted(file.uri.rpartition("/")[2] for file in spec.base_model.files) == sorted(MODEL)
 

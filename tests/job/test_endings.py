@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from examples.demo.server import free_ports
+from job.contract.documents import Published
 from job.storage.opening import open_storage
 from tests.job.conftest import Ended, Pod
 from tests.tiny import make_tiny_model, sums
@@ -125,16 +126,16 @@ def test_78_a_tracker_without_its_secret(pod: Make) -> None:
     assert "wandb" in ended.outcome.message
 
 
-def children_of(process: subprocess.Popen[str]) -> list[int]:
-    """The training children: checking a chat template starts a process, too."""
-    listing = ["pgrep", "--parent", str(process.pid), "--full", "job.train"]
+def children_of(process: subprocess.Popen[str], pattern: str) -> list[int]:
+    """The children of that command: checking a chat template starts a process, too."""
+    listing = ["pgrep", "--parent", str(process.pid), "--full", pattern]
     found = subprocess.run(listing, capture_output=True, text=True, check=False)
     return [int(line) for line in found.stdout.split()]
 
 
-def wait_for_child(process: subprocess.Popen[str]) -> int:
-    deadline = time.monotonic() + 120
-    while not (children := children_of(process)):
+def wait_for_child(process: subprocess.Popen[str], pattern: str = "job.train") -> int:
+    deadline = time.monotonic() + 300
+    while not (children := children_of(process, pattern)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -155,6 +156,36 @@ def test_137_a_child_that_is_killed(pod: Make) -> None:
     assert (ended.code, ended.outcome.name) == (137, "KILLED")
     assert "memory_gib" in ended.outcome.resolution
     assert nothing_published(start)
+
+
+def test_76_a_newer_attempt_has_taken_over(pod: Make) -> None:
+    start = pod()
+    process = start.process()
+    wait_for_child(process)
+    runs = open_storage(start.root)
+    [claim] = [stat.key for stat in runs.list("runs/") if stat.key.endswith("/attempts/1/claim.json")]
+    runs.put(claim.replace("/attempts/1/", "/attempts/2/"), b"another's")
+    ended = start.end(process)
+    assert (ended.code, ended.outcome.stage) == (76, "publish")
+    assert nothing_published(start)
+
+
+def test_a_failed_export_leaves_a_usable_adapter(pod: Make) -> None:
+    start = pod({"max_steps": 1}, export={"gguf": ["f16"]})
+    process = start.process()
+    wait_for_child(process)
+    runs = open_storage(start.root)
+    export = wait_for_child(process, "job.export [^-]")
+    os.kill(export, signal.SIGKILL)
+    ended = start.end(process)
+    assert (ended.code, ended.outcome.stage) == (137, "export")
+    assert nothing_published(start)
+    [key] = [stat.key for stat in runs.list("runs/") if stat.key.endswith("/lora/published.json")]
+    found = runs.get(key)
+    assert found
+    published = Published.model_validate_json(found[0])
+    assert any(file.key.endswith("adapter_model.safetensors") for file in published.files)
+    assert all((stat := runs.head(file.key)) and stat.size == file.size for file in published.files)
 
 
 def test_143_sigterm_ends_the_supervisor_and_its_child(pod: Make) -> None:

@@ -44,7 +44,7 @@ from tests.storage.faulty_s3 import (
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-LARGE = (16 << 20) + (1 << 20)  # two parts
+LARGE = (8 << 20) + (1 << 20)  # two parts
 Put = Callable[[str, bytes], object]
 
 

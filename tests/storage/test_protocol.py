@@ -22,7 +22,7 @@ from job.storage.canary import probe
 from job.storage.opening import locate, open_storage
 from job.storage.transfer import download_all, upload_directory
 
-LARGE = (16 << 20) * 2 + 12345  # three parts, the last one odd
+LARGE = (8 << 20) * 2 + 12345  # three parts, the last one odd
 
 
 @pytest.fixture(params=["directory", "s3"])

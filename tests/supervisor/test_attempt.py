@@ -68,6 +68,16 @@ def test_another_jobs_living_attempt_is_not_disturbed(run: Run, settings_of: Of)
     assert run.storage.head(run.keys.attempt(2).claim) is None
 
 
+def test_a_fresh_claim_is_not_judged_by_an_older_attempts_lease(run: Run, settings_of: Of) -> None:
+    old = Lease(attempt=1, heartbeat_at=now() - timedelta(hours=1), stage="train")
+    run.storage.put(run.keys.lease, canonical_bytes(old))
+    time.sleep(1)  # longer than FINETUNE_STALE_SECONDS of these tests
+    assert claim(run, settings_of("u1"), now()) == 1
+    began = time.monotonic()
+    assert claim(run, settings_of("u2"), now()) == 2
+    assert time.monotonic() - began >= 0.4, "the claim was taken for dead at once"
+
+
 def test_our_own_jobs_living_attempt_is_fenced(run: Run, settings_of: Of) -> None:
     claim(run, settings_of("u1"), now())
     with attempt(run, 1) as first:

@@ -24,7 +24,7 @@ def test_again_needs_an_id_of_its_own() -> None:
         read_settings(["--again", "--run-id", "bot-1"], _REQUIRED)
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "soon", ""])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", ""])
 def test_an_interval_that_is_none_is_refused(value: str) -> None:
     with pytest.raises(UsageError, match="FINETUNE_STALE_SECONDS"):
         read_settings([], _REQUIRED | {"FINETUNE_STALE_SECONDS": value})
@@ -41,6 +41,11 @@ def ends_with(flags: list[str]) -> int | str | None:
     return 0
 
 
-@given(st.lists(st.text(max_size=20), max_size=6))
+_WORDS = st.sampled_from(
+    ["--config", "--runs", "--run-id", "--scratch", "--check", "--again", "--help", "--", "bot-1", "Bot 1"]
+)
+
+
+@given(st.lists(_WORDS | st.text(max_size=9), max_size=6))
 def test_no_flags_give_anything_but_settings_or_usage(flags: list[str]) -> None:
     assert ends_with(flags) in (0, 64)

@@ -92,8 +92,10 @@ def test_what_was_measured_is_told(straight: tuple[Scratch, list[Event], str]) -
     summary = trained.summary
     assert (loaded.effective_batch, loaded.linear_4bit, summary.device, summary.steps) == (8, 0, "cpu", 20)
     assert 0 < summary.tokens_trained < summary.tokens_seen
-    assert summary.eval_loss == of_kind(straight[1], Evaluated)[-1].loss
-    assert [event.step for event in of_kind(straight[1], Evaluated)][:2] == [10, 20]
+    assert [event.step for event in of_kind(straight[1], Evaluated)] == [10, 20, 20]
+    assert straight[1].index(trained) < straight[1].index(of_kind(straight[1], Evaluated)[-1]), (
+        "the adapter comes first"
+    )
 
 
 def test_samples_are_streamed_before_and_after_and_one_that_fails_loses_nothing(
@@ -134,6 +136,13 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(BugError, match="the loss is nan at step 1"):
         train(tiny_plan(scratch, base, tiny_config(base, {"max_steps": 2})), scratch)
     assert not scratch.adapter.exists()
+
+
+def test_the_last_step_is_told_whatever_logging_steps_says(base: Path, tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "scratch")
+    events = train(tiny_plan(scratch, base, tiny_config(base, {"max_steps": 2, "logging_steps": 10})), scratch)
+    assert [step.step for step in of_kind(events, Step)] == [2]
+    assert of_kind(events, Trained)[0].summary.train_loss > 0
 
 
 def test_rows_that_the_trainer_would_cut_end_the_run(base: Path, tmp_path: Path) -> None:
