@@ -1,6 +1,7 @@
 """A row's JSON: orjson reads it; where orjson cannot decide, or refuses, Python's own parser says why."""
 
 import json
+from collections import Counter
 from typing import Any, NoReturn
 
 import orjson
@@ -26,8 +27,11 @@ def parse_row(line: bytes, last: bool = False) -> dict[str, Any]:
         raise BadRow("not_an_object", "the row is not a JSON object", excerpt=line)
     # Neither parser minds a key that is given twice. Each key ends in `":`, which inside a string would read `\":`,
     # so one more of them than there are keys asks for a closer look.
-    if line.count(b'":') - line.count(b'\\":') != _count_keys(value):
-        _refuse_duplicates(line.decode())
+    try:
+        if line.count(b'":') - line.count(b'\\":') != _count_keys(value):
+            _refuse_duplicates(line.decode())
+    except RecursionError as error:  # orjson goes a little deeper than Python does
+        raise BadRow("not_json", "nested too deeply", excerpt=line) from error
     return value
 
 
@@ -41,43 +45,17 @@ def _count_keys(value: dict[str, Any] | list[Any]) -> int:
 
 
 def _refuse_duplicates(text: str) -> None:
-    duplicates: list[str] = []
-    json.loads(text, object_pairs_hook=lambda pairs: pairs_to_dict(pairs, duplicates))
-    if duplicates:
-        raise duplicate_key(duplicates[0])
+    def refuse(pairs: list[tuple[str, Any]]) -> None:
+        keys = Counter(key for key, _ in pairs)
+        if keys.total() > len(keys):
+            raise BadRow("duplicate_key", "a key is given twice in one object", excerpt=keys.most_common(1)[0][0])
+
+    json.loads(text, object_pairs_hook=refuse)
 
 
-def pairs_to_dict(pairs: list[tuple[str, Any]], duplicates: list[str]) -> dict[str, Any]:
-    """The object of these pairs; a key that is given twice is noted."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        duplicates.extend(key for key in value if keys.count(key) > 1)
-    return value
-
-
-def duplicate_key(key: str) -> BadRow:
-    """The complaint about a key that is given twice."""
-    return BadRow("duplicate_key", "a key is given twice in one object", excerpt=key)
-
-
-def refuse_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     """For Python's parser, which takes NaN and Infinity for numbers."""
     raise BadRow("not_json", f"{name} is not JSON: write null", excerpt=name)
-
-
-def refuse_surrogates(text: str) -> None:
-    """For Python's parser, which takes half a surrogate pair for a character.
-
-    Raises:
-        BadRow: when there is one.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRow(
-            "not_json", "an escape such as \\ud800 is half a character", excerpt=text[: error.start]
-        ) from error
 
 
 def _explained(line: bytes, error: orjson.JSONDecodeError, last: bool) -> BadRow:
@@ -92,7 +70,7 @@ def _explained(line: bytes, error: orjson.JSONDecodeError, last: bool) -> BadRow
             "not_utf8", f"not UTF-8 at byte {start} of the row", excerpt=line[max(0, start - 30) : start + 30]
         )
     try:
-        json.loads(text, parse_constant=refuse_constant)
+        json.loads(text, parse_constant=_refuse_constant)
     except BadRow as bad:
         return bad
     except RecursionError:
@@ -101,10 +79,11 @@ def _explained(line: bytes, error: orjson.JSONDecodeError, last: bool) -> BadRow
         return _json_error(text, python_error, last)
     except ValueError:  # an integer of more than 4,300 digits
         return BadRow("not_json", "a number is too large", excerpt=text)
-    what = {"number is infinity when parsed as double": "a number is too large"}.get(
-        error.msg.split(":")[0],
-        "an escape such as \\ud800 is half a character" if "surrogate" in error.msg else error.msg,
-    )
+    what = error.msg
+    if "infinity" in what:
+        what = "a number is too large"
+    elif "surrogate" in what:
+        what = "an escape such as \\ud800 is half a character"
     return BadRow("not_json", what, excerpt=text[max(0, error.pos - 30) : error.pos + 30])
 
 

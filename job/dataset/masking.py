@@ -68,7 +68,7 @@ def _check_texts(chat: Chat, tokenizer: Tokenizer) -> None:
     for index, message in enumerate(chat.messages):
         texts = [message["content"]]
         if len(message) > 2:
-            texts.append(orjson.dumps(message, default=str).decode())
+            texts.append(_json_text(message, f"messages[{index}]"))
         for text in texts:
             if found := tokenizer.control.search(text):
                 raise BadRow("special_token", "the text holds a special token", f"messages[{index}]", found.group())
@@ -77,8 +77,16 @@ def _check_texts(chat: Chat, tokenizer: Tokenizer) -> None:
     if chat.tools:
         if not tokenizer.shows_tools:
             raise BadRow("tools_unsupported", "the chat template leaves out tools", "tools")
-        if found := tokenizer.control.search(orjson.dumps(chat.tools, default=str).decode()):
+        if found := tokenizer.control.search(_json_text(chat.tools, "tools")):
             raise BadRow("special_token", "the text holds a special token", "tools", found.group())
+
+
+def _json_text(value: object, where: str) -> str:
+    """A value as one text that holds all of its texts; JSON escapes nothing that a special token is made of."""
+    try:
+        return orjson.dumps(value, default=str).decode()
+    except orjson.JSONEncodeError as error:  # 254 levels are the most that it writes
+        raise BadRow("bad_tools", f"cannot be written as JSON: {error}", where) from error
 
 
 def _check_rendered(chat: Chat, text: str, turns: Sequence[tuple[int, int]]) -> None:

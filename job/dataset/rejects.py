@@ -1,5 +1,6 @@
 """Rows that are left out: why, where, and how many."""
 
+import reprlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,7 +127,9 @@ def open_rejects(path: Path | None) -> Iterator[Rejects]:
 
 def excerpt_of(value: object) -> str:
     """The beginning of a value on one line, in characters that any terminal and file can hold."""
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        value = value[: 4 * _EXCERPT].decode("utf-8", "replace")
+    text = value if isinstance(value, str) else reprlib.repr(value)
     text = "".join(c if c.isprintable() else " " for c in text[: 4 * _EXCERPT])
     text = " ".join(text.encode("utf-8", "replace").decode().split())
     return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"

@@ -167,10 +167,16 @@ def _backend(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer.from_str(orjson.dumps(definition).decode())
     except Exception as error:  # the library raises no narrower one
         raise DataError(f"tokenizer.json of the base model cannot be read: {error}") from error
-    for index, token in (config.get("added_tokens_decoder") or {}).items():
-        if backend.token_to_id(token["content"]) != int(index):
+    try:
+        added = {
+            int(index): str(token["content"]) for index, token in (config.get("added_tokens_decoder") or {}).items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError("tokenizer_config.json of the base model has added_tokens_decoder in no known shape") from error
+    for index, content in added.items():
+        if backend.token_to_id(content) != index:
             raise DataError(
-                f"tokenizer_config.json gives {token['content']!r} the id {index}, tokenizer.json does not",
+                f"tokenizer_config.json gives {content!r} the id {index}, tokenizer.json does not",
                 "The two are not of one tokenizer: save it anew.",
             )
     return backend
@@ -226,7 +232,8 @@ def _own_template(directory: Path, config: dict[str, Any]) -> str | None:
             raise DataError(f"chat_template.jinja of the base model is not UTF-8: {error}") from error
     template = config.get("chat_template") or _json(directory / "chat_template.json").get("chat_template")
     if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
+        named = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
+        template = next(named, {}).get("template")
     return template if isinstance(template, str) else None
 
 
@@ -245,7 +252,8 @@ def _stop_token_ids(directory: Path, backend: tokenizers.Tokenizer, eos: str, tu
     """eos, what generation_config.json says, and the token that ends a turn."""
     named = _json(directory / "generation_config.json").get("eos_token_id")
     listed = [named] if isinstance(named, int) else named if isinstance(named, list) else []
-    return tuple(dict.fromkeys([backend.token_to_id(eos), *listed, backend.token_to_id(turn_end)]))
+    ids = [backend.token_to_id(eos), *listed, backend.token_to_id(turn_end)]
+    return tuple(dict.fromkeys(index for index in ids if isinstance(index, int)))
 
 
 def messages_of(prompt: str) -> list[Message]:

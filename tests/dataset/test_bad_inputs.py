@@ -210,6 +210,23 @@ def test_bad_input_12_ten_thousand_levels(rejected: Callable[..., dict[str, str]
     assert "nested too deeply" in refused(b"[" + row + b"]", "train.json")
 
 
+@pytest.mark.parametrize("depth", [300, *range(900, 1040, 20)])
+def test_nesting_near_the_limits_of_the_parsers(prepare_rows: PrepareRows, tmp_path: Path, depth: int) -> None:
+    path = tmp_path / "train.jsonl"
+    nested = ("[" * depth + "]" * depth).encode()
+    call = b'"tool_calls": [{"name": "f", "arguments": {"a": ' + nested + b"}}]}]}"
+    rows = [
+        b'{"a": ' + nested + b", " + lines([good()])[1:],
+        lines([good()]).replace(b"}]}\n", b", " + call),
+        lines([good(1)]),
+    ]
+    rows += [b'{"messages": [{"role": "user", "content": ' + nested + b"}]}\n"]
+    path.write_bytes(rows[0] + rows[1] + b"\n" + rows[2] + rows[3])
+    prepared = prepare_rows(path, max_bad_rows=3)
+    assert set(prepared.train.bad) <= {"not_json", "bad_tools", "bad_content"}
+    assert prepared.train.rows >= 1
+
+
 def test_bad_input_13_one_200_mb_line(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     with path.open("wb") as file:

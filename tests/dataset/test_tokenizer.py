@@ -1,10 +1,14 @@
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from job.contract.errors import ConfigError, DataError
 from job.dataset.tokenizer import Tokenizer, load_tokenizer, messages_of, template_names
@@ -142,3 +146,29 @@ def test_special_tokens_map_of_old_models(tmp_path: Path) -> None:
     change(tmp_path / "tokenizer_config.json", eos_token=None)
     change(tmp_path / "special_tokens_map.json", eos_token={"content": "<|im_end|>", "lstrip": False})
     assert load_tokenizer(tmp_path, "chatml", DAY).eos_token == "<|im_end|>"
+
+
+_KEYS = st.sampled_from(
+    ["added_tokens_decoder", "chat_template", "eos_token", "bos_token", "name", "content", "eos_token_id", "2"]
+)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.just("<|im_end|>"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=30)
+@given(config=st.dictionaries(_KEYS, _JSON), generation=st.dictionaries(_KEYS, _JSON))
+def test_any_config_is_a_tokenizer_or_an_error_of_ours(
+    tokenizer_directory: Callable[[str], Path], config: dict[str, Any], generation: dict[str, Any]
+) -> None:
+    with TemporaryDirectory() as directory:
+        path = Path(directory)
+        (path / "tokenizer.json").write_bytes((tokenizer_directory("chatml") / "tokenizer.json").read_bytes())
+        (path / "tokenizer_config.json").write_text(json.dumps(config))
+        (path / "generation_config.json").write_text(json.dumps(generation))
+        for template in ("chatml", None):
+            with suppress(DataError, ConfigError):
+                tokenizer = load_tokenizer(path, template, DAY)
+                assert all(isinstance(token, int) for token in tokenizer.stop_token_ids)

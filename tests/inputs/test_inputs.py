@@ -151,7 +151,7 @@ def test_compute_is_no_part_of_a_spec_but_for_its_gpus(root: str) -> None:
 
 
 def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(str(tmp_path), {f"base/{name}": body for name, body in MODEL.items()} | ROWS)
+    put(str(tmp_path), {f"base/{name}": body for name, body in MODEL.items()} | ROWS | {"mine.jinja": b"{{ x }}"})
     monkeypatch.chdir(tmp_path)
     relative = config("base", ["rows/a.jsonl", "rows/"], "rows/b.jsonl", chat_template="mine.jinja")
     spec = freeze(relative, None, "0")
@@ -160,6 +160,19 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     assert spec.recipe.dataset.train == (str(tmp_path / "rows/a.jsonl"), str(tmp_path / "rows") + "/")
     assert spec.recipe.chat_template == str(tmp_path / "mine.jinja")
     assert [file.uri for file in spec.dataset.eval] == [str(tmp_path / "rows/b.jsonl")]
+
+
+def test_a_template_file_is_frozen_with_its_text(tmp_path: Path) -> None:
+    template = tmp_path / "mine.jinja"
+    put(str(tmp_path), {f"base/{name}": body for name, body in MODEL.items()} | ROWS)
+    chosen = config(f"{tmp_path}/base", f"{tmp_path}/rows/", chat_template=str(template))
+    with pytest.raises(NoInputError, match=re.escape(str(template))):
+        freeze(chosen, None, "0")
+    template.write_text("{{ one }}")
+    one = freeze(chosen, None, "0")
+    template.write_text("{{ two }}")
+    assert one.chat_template == "{{ one }}"
+    assert canonical_bytes(freeze(chosen, None, "0")) != canonical_bytes(one)
 
 
 def test_what_was_frozen_is_what_is_fetched(root: str, tmp_path: Path) -> None:

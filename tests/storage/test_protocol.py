@@ -263,7 +263,7 @@ storage, moved = open_storage(sys.argv[1]), 0
 def tell(size):
     global moved
     moved += size
-    if moved > 8 << 20:
+    if moved >= 8 << 20:
         print("moving", flush=True)
         sys.stdin.read()
 if sys.argv[2] == "upload":
