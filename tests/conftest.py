@@ -1,7 +1,10 @@
 """What every room's tests may ask for: a real S3 server, and a fresh place in it."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -14,6 +17,7 @@ from job.storage.s3_client import forget_client
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+ROOT = Path(__file__).parents[1]
 _BUCKET = "tests"
 
 
@@ -39,3 +43,17 @@ def s3(seaweed: str) -> "S3Client":
 def bucket(seaweed: str) -> str:
     """A root in the S3 server that no other test uses, `s3://bucket/prefix`."""
     return f"s3://{_BUCKET}/{uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def llama_cpp() -> Path:
+    """The converter's directory, as `make llama-cpp` prepares it."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
+    prepared = subprocess.run(
+        [ROOT / "docker" / "llama-cpp.sh", cache],
+        env=os.environ | {"PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return Path(prepared.stdout.strip())

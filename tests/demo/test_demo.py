@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from examples.demo.answers import answers
 from examples.demo.base_model import GGUF
 from examples.demo.data import HELD_OUT
@@ -16,25 +14,12 @@ from examples.demo.score import is_in_format
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def llama_cpp() -> str:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
-    done = subprocess.run(
-        [ROOT / "docker" / "llama-cpp.sh", cache],
-        env=os.environ | {"PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()
-
-
-def demo(llama_cpp: str, directory: Path, *flags: str) -> str:
+def demo(llama_cpp: Path, directory: Path, *flags: str) -> str:
     """What it prints."""
     done = subprocess.run(
         [sys.executable, "-m", "examples.demo", "--directory", directory, *flags],
         cwd=ROOT,
-        env=os.environ | {"FINETUNE_LLAMA_CPP": llama_cpp, "COLUMNS": "200"},
+        env=os.environ | {"FINETUNE_LLAMA_CPP": str(llama_cpp), "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -55,7 +40,7 @@ def test_the_base_does_not_answer_in_the_format() -> None:
     assert not any(map(is_in_format, answers(GGUF, HELD_OUT)))
 
 
-def test_the_demo_teaches_a_format_that_held_out_prompts_are_answered_in(llama_cpp: str, tmp_path: Path) -> None:
+def test_the_demo_teaches_a_format_that_held_out_prompts_are_answered_in(llama_cpp: Path, tmp_path: Path) -> None:
     printed = demo(llama_cpp, tmp_path)
     before, after = score(printed)
     assert before == 0

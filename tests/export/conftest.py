@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,20 +75,6 @@ def export(plan: Plan, scratch: Scratch, *flags: str) -> list[Event]:
 def without_network() -> list[str]:
     """What is put before a command so that it has no network device, not even a loopback that is up."""
     return ["unshare", "--user", "--map-root-user", "--net", "--"]
-
-
-@pytest.fixture(scope="session")
-def llama_cpp() -> Path:
-    """The converter's directory, as `make llama-cpp` prepares it."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
-    prepared = subprocess.run(
-        [ROOT / "docker" / "llama-cpp.sh", cache],
-        env=os.environ | {"PYTHON": sys.executable},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return Path(prepared.stdout.strip())
 
 
 @pytest.fixture(scope="session")

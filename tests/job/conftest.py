@@ -79,7 +79,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pod(bucket: str, tiny_base: Path, tmp_path: Path) -> Callable[..., Pod]:
+def pod(bucket: str, tiny_base: Path, llama_cpp: Path, tmp_path: Path) -> Callable[..., Pod]:
     """Puts a base model, rows and a config into the store; the pod that would train them."""
 
     def make(training: dict[str, object] | None = None, rows: bytes | None = None, **keys: object) -> Pod:
@@ -93,6 +93,7 @@ def pod(bucket: str, tiny_base: Path, tmp_path: Path) -> Callable[..., Pod]:
         config = tiny_config(base, {"max_steps": 4, **(training or {})}, dataset=dataset, **keys)
         text = config.model_dump(mode="json") | {"base_model": f"{bucket}/models/tiny/"}
         storage.put("configs/tiny.yaml", json.dumps(text).encode())
-        return Pod(f"{bucket}/runs-of-a-team", tmp_path / "scratch", f"{bucket}/configs/tiny.yaml")
+        variables = {"FINETUNE_LLAMA_CPP": str(llama_cpp)}
+        return Pod(f"{bucket}/runs-of-a-team", tmp_path / "scratch", f"{bucket}/configs/tiny.yaml", variables)
 
     return make
