@@ -36,7 +36,8 @@ def values(annotation: Any, bounds: Sequence[Any] = ()) -> st.SearchStrategy[Any
         return st.one_of(*map(values, inner))
     if origin is tuple:
         least = max((bound.min_length for bound in bounds if isinstance(bound, MinLen)), default=0)
-        return st.lists(values(inner[0]), min_size=least, max_size=least + 2).map(tuple)
+        # Each once: a quantization that is named twice is refused.
+        return st.lists(values(inner[0]), min_size=least, max_size=least + 2, unique_by=repr).map(tuple)
     if origin is dict:
         return st.dictionaries(values(inner[0]), values(inner[1]), max_size=2)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
