@@ -75,7 +75,7 @@ class Heard:
                 self.trained = event.summary
             case _:
                 pass
-        facts = event.model_dump(exclude={"event"})
+        facts = event.model_dump(exclude={"event", "schema_version"})
         if isinstance(event, SampleText):
             log.debug("answer text", **facts)
         elif isinstance(event, Trained):

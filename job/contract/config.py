@@ -201,6 +201,8 @@ class Recipe(Document):
 class RunConfig(Recipe):
     """The whole config, one YAML file."""
 
+    schema_version: Literal[1] = 1
+    """The version of this file's keys; only a future version will need to be said."""
     compute: Compute = Compute()
 
     @model_validator(mode="after")

@@ -8,7 +8,13 @@ from job.contract.documents import TrainSummary
 from job.contract.model import Document
 
 
-class Loaded(Document):
+class Told(Document):
+    """The base of every event."""
+
+    schema_version: Literal[1] = 1
+
+
+class Loaded(Told):
     """The base model is loaded and has its adapter."""
 
     event: Literal["loaded"] = "loaded"
@@ -22,7 +28,7 @@ class Loaded(Document):
     effective_batch: int
 
 
-class Step(Document):
+class Step(Told):
     """An optimizer step was logged."""
 
     event: Literal["step"] = "step"
@@ -35,7 +41,7 @@ class Step(Document):
     eta_seconds: float
 
 
-class Evaluated(Document):
+class Evaluated(Told):
     """The eval split was gone through."""
 
     event: Literal["evaluated"] = "evaluated"
@@ -43,7 +49,7 @@ class Evaluated(Document):
     loss: float
 
 
-class Saved(Document):
+class Saved(Told):
     """A checkpoint is whole on scratch."""
 
     event: Literal["saved"] = "saved"
@@ -51,7 +57,7 @@ class Saved(Document):
     directory: str
 
 
-class SampleText(Document):
+class SampleText(Told):
     """A piece of a sample's answer, streamed."""
 
     event: Literal["sample_text"] = "sample_text"
@@ -60,7 +66,7 @@ class SampleText(Document):
     text: str
 
 
-class Sample(Document):
+class Sample(Told):
     """A sample's whole answer; `error` where it could not be made."""
 
     event: Literal["sample"] = "sample"
@@ -70,14 +76,14 @@ class Sample(Document):
     error: str | None = None
 
 
-class Trained(Document):
+class Trained(Told):
     """Training is over and the adapter is whole on scratch."""
 
     event: Literal["trained"] = "trained"
     summary: TrainSummary
 
 
-class Exporting(Document):
+class Exporting(Told):
     """A step of the export began."""
 
     event: Literal["exporting"] = "exporting"
@@ -86,7 +92,7 @@ class Exporting(Document):
     of: int
 
 
-class Exported(Document):
+class Exported(Told):
     """A file of the export is whole and checked."""
 
     event: Literal["exported"] = "exported"
@@ -97,14 +103,14 @@ class Exported(Document):
     """What the check found."""
 
 
-class Versions(Document):
+class Versions(Told):
     """The versions of the training stack."""
 
     event: Literal["versions"] = "versions"
     versions: dict[str, str]
 
 
-class Failed(Document):
+class Failed(Told):
     """Why the child is about to end with `code`."""
 
     event: Literal["failed"] = "failed"
