@@ -94,7 +94,7 @@ def show(artifacts: Path) -> None:
     for path in sorted(artifacts.rglob("*")):
         if path.is_file():
             console.print(f"  {path.stat().st_size:>12,}  {path.relative_to(artifacts)}")
-    (tuned,) = artifacts.glob("gguf/*.F16.gguf")
+    tuned = artifacts / "gguf" / "demo.F16.gguf"
     table = Table("prompt, never trained on", "before", "after", title=f"\nlibllama answers from {tuned.name}")
     score = [0, 0]
     for prompt, *pair in zip(HELD_OUT, answers(GGUF, HELD_OUT), answers(tuned, HELD_OUT), strict=True):
