@@ -10,10 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.ipc
+
 from bench import Figure, at_most
 from examples.demo.base_model import base_model
 from examples.demo.data import jsonl
+from job.contract.config import Recipe
 from job.contract.documents import Result
+from job.contract.model import sha256_hex
+from job.dataset.prepared import TRAIN_ROWS
+from job.dataset.preparing import prepare
+from job.dataset.tokenizer import load_tokenizer
 from job.environment import environment
 from job.storage.opening import open_storage
 
@@ -30,6 +38,8 @@ def figures() -> list[Figure]:
         data.write_text(jsonl())
         script, script_seconds = _script(root, data, llama_cpp)
         result, losses, job_seconds = _job(root, data, llama_cpp)
+        if _rows_sha256(root, data) != script["rows_sha256"]:
+            raise AssertionError("the script was not trained on the job's ids and labels")
     stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds_by_stage.items())
     parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in script["seconds"].items())
     apart = max(abs(ours - theirs) for ours, theirs in zip(losses, script["losses"], strict=True))
@@ -38,6 +48,17 @@ def figures() -> list[Figure]:
         at_most(f"whole job ({stages}) beside the script ({parts})", job_seconds, script_seconds, 1.10),
         at_most("losses apart at most, beside 1e-5", apart, 1e-5, 1, "loss"),
     ]
+
+
+def _rows_sha256(root: Path, data: Path) -> str:
+    """The hash that the script takes of its rows, of what the job makes of the same file."""
+    recipe = Recipe.model_validate({key: value for key, value in _config(data).items() if key != "compute"})
+    tokenizer = load_tokenizer(base_model(), None, recipe.chat_template_date)
+    (root / "rows").mkdir()
+    prepare([data], None, recipe, tokenizer, root / "rows", gpus=0)
+    with pyarrow.memory_map(str(root / "rows" / TRAIN_ROWS)) as file:
+        rows = pyarrow.ipc.open_stream(file).read_all().to_pylist()
+    return sha256_hex(json.dumps([(row["input_ids"], row["labels"]) for row in rows]).encode())
 
 
 def _script(root: Path, data: Path, llama_cpp: Path) -> tuple[Mapping[str, Any], float]:
@@ -51,8 +72,8 @@ def _script(root: Path, data: Path, llama_cpp: Path) -> tuple[Mapping[str, Any],
     return json.loads((out / "record.json").read_bytes()), time.monotonic() - began
 
 
-def _job(root: Path, data: Path, llama_cpp: Path) -> tuple[Result, list[float], float]:
-    config = {
+def _config(data: Path) -> dict[str, Any]:
+    return {
         "name": "reference",
         "base_model": str(base_model()),
         "max_seq_length": 256,
@@ -63,7 +84,10 @@ def _job(root: Path, data: Path, llama_cpp: Path) -> tuple[Result, list[float], 
         "samples": {"prompts": ["Continue the fibonnaci sequence: 1, 1, 2, 3, 5, 8,"]},
         "compute": {"gpus": 0},
     }
-    (root / "config.yaml").write_text(json.dumps(config))
+
+
+def _job(root: Path, data: Path, llama_cpp: Path) -> tuple[Result, list[float], float]:
+    (root / "config.yaml").write_text(json.dumps(_config(data)))
     places = ["--config", str(root / "config.yaml"), "--runs", str(root / "runs"), "--scratch", str(root / "scratch")]
     rest = ["--termination-log", str(root / "termination"), "--llama-cpp", str(llama_cpp)]
     began = time.monotonic()

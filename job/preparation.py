@@ -12,7 +12,7 @@ from job.contract.documents import Spec
 from job.contract.errors import ConfigError
 from job.contract.model import canonical_bytes
 from job.contract.plan import Plan
-from job.dataset.prepared import Prepared
+from job.dataset.prepared import EVAL_ROWS, REJECTS, TRAIN_ROWS, Prepared
 from job.dataset.preparing import prepare
 from job.dataset.tokenizer import Tokenizer, load_tokenizer, messages_of
 from job.inputs import fetch_base_model, fetch_dataset
@@ -23,7 +23,6 @@ from job.scratch import Scratch
 log = structlog.get_logger()
 
 TEMPLATE_FILE = "chat_template.jinja"
-TRAIN_ROWS, EVAL_ROWS, REJECTS = "train.arrow", "eval.arrow", "rejects.jsonl"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",

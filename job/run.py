@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import TypeVar
 
 import pydantic
+import structlog
 
 from job.contract.config import RunConfig
 from job.contract.documents import Latest, Result, Spec
@@ -15,6 +16,8 @@ from job.contract.model import Document, canonical_bytes, sha256_hex
 from job.inputs import freeze, resolved
 from job.settings import Settings
 from job.storage import Storage
+
+log = structlog.get_logger()
 
 D = TypeVar("D", bound=Document)
 
@@ -116,7 +119,11 @@ def _same_as_latest(run: Run) -> Result | None:
     latest = read_document(Latest, found[0], latest_key(run.spec.recipe.name))
     if latest.spec_sha256 != run.spec_sha256 or latest.run_id == run.run_id:
         return None
-    result = finished(Run(run.storage, run.spec, latest.run_id))
+    try:
+        result = finished(Run(run.storage, run.spec, latest.run_id))
+    except TakenError as error:  # what the newest run made has gone: tonight there is something to train
+        log.warning("the newest run of this spec cannot stand for this one", message=error.message)
+        return None
     if result is None:
         return None
     return result.model_copy(update={"run_id": run.run_id, "same_as": latest.run_id})

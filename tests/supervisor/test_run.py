@@ -1,5 +1,7 @@
 """The commit protocol, on a real directory."""
 
+from pathlib import Path
+
 import pytest
 
 from job.contract.documents import Artifact, Artifacts, Latest, Result, Spec, TrainSummary
@@ -127,3 +129,9 @@ def test_a_result_that_no_one_can_read_says_so(run: Run) -> None:
     run.storage.put(run.keys.result, b'{"schema_version": 2}')
     with pytest.raises(DataError, match="not a Result that this version reads"):
         finished(run)
+
+
+def test_a_night_trains_when_the_newest_runs_artifacts_have_gone(run: Run, spec: Spec, tmp_path: Path) -> None:
+    artifact = done(run).artifacts.lora[0]
+    (tmp_path / "runs" / artifact.key).unlink()
+    assert finished(Run(run.storage, spec, "bot-night-2")) is None
