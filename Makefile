@@ -13,11 +13,11 @@ PYTHON := .venv/bin/python
 LLAMA_CPP = FINETUNE_LLAMA_CPP=$$(PYTHON=$(PYTHON) docker/llama-cpp.sh $(CACHE)); export FINETUNE_LLAMA_CPP;
 INSTALLED := .venv/.installed
 
-# Each folder of tests/ is a room. These train a model; all others are unit tests, so that none is left out.
-SLOW := $(addprefix tests/,train export job demo)
-UNIT := $(filter-out $(SLOW),$(patsubst %/,%,$(wildcard tests/*/)))
+# Each folder of tests/ is a room. What is in no other tier is a unit test, so that none is left out.
+TRAIN := $(addprefix tests/,train export job demo)
+UNIT := $(filter-out $(TRAIN) tests/gpu_path,$(patsubst %/,%,$(wildcard tests/*/)))
 
-.PHONY: help install lint format test test-unit test-train demo run llama-cpp config-docs bench clean
+.PHONY: help install lint format test test-unit test-train test-gpu-path test-gpu-path-all gpu-smoke demo run llama-cpp config-docs bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,13 +34,22 @@ format: $(INSTALLED) ## let ruff format the tree
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-test: test-unit test-train ## all tests
+test: test-unit test-train test-gpu-path ## all tests
 
 test-unit: $(INSTALLED) ## the tests that train nothing
 	.venv/bin/pytest $(UNIT)
 
 test-train: $(INSTALLED) ## the tests that finetune a model, on this machine's CPU
-	.venv/bin/pytest $(SLOW)
+	.venv/bin/pytest $(TRAIN)
+
+test-gpu-path: $(INSTALLED) ## Unsloth's GPU path, emulated on the CPU (FINETUNE_TEST_GPU=1: on the card)
+	.venv/bin/pytest tests/gpu_path --ignore=tests/gpu_path/all
+
+test-gpu-path-all: $(INSTALLED) ## the same, with bfloat16, answers, the merge, and planted errors
+	.venv/bin/pytest tests/gpu_path
+
+gpu-smoke: $(INSTALLED) ## for whoever has a card: a small model through the whole job, then a report to send back
+	@$(LLAMA_CPP) FINETUNE_TEST_GPU=1 $(PYTHON) -m tests.gpu_path.smoke build/gpu-smoke
 
 test-%: $(INSTALLED) ## one folder of tests/, such as test-storage
 	.venv/bin/pytest tests/$*
@@ -56,7 +65,7 @@ llama-cpp: $(INSTALLED) ## llama.cpp's pinned converter, once, in a cache outsid
 	@$(LLAMA_CPP) echo "llama.cpp is in $$FINETUNE_LLAMA_CPP"
 
 config-docs: $(INSTALLED) ## write docs/config.md and docs/schemas/ from the models
-	$(PYTHON) docs/generate.py
+	$(PYTHON) -m docs.generate
 
 bench: $(INSTALLED) ## measure, print the table, write build/bench.json (ONLY=startup: one part)
 	@$(LLAMA_CPP) $(PYTHON) -m bench $(ONLY)

@@ -15,6 +15,7 @@ began = time.monotonic()
 from unsloth import FastLanguageModel  # isort: skip
 from unsloth.chat_templates import standardize_sharegpt, train_on_responses_only
 
+import torch
 from datasets import load_dataset
 from transformers import TextStreamer
 from trl import SFTConfig, SFTTrainer
@@ -68,30 +69,45 @@ rows_sha256 = hashlib.sha256(
 ).hexdigest()
 seconds["load"] = time.monotonic() - began
 
+
+def sample() -> None:
+    FastLanguageModel.for_inference(model)
+    inputs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Continue the fibonnaci sequence: 1, 1, 2, 3, 5, 8,"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(42)
+        model.generate(
+            **inputs, streamer=TextStreamer(tokenizer), max_new_tokens=128, temperature=1.5, min_p=0.1, do_sample=True
+        )
+    FastLanguageModel.for_training(model)
+
+
+began = time.monotonic()
+sample()
+seconds["sample before"] = time.monotonic() - began
+
 began = time.monotonic()
 trainer.train()
 seconds["train"] = time.monotonic() - began
 
 began = time.monotonic()
-FastLanguageModel.for_inference(model)
-inputs = tokenizer.apply_chat_template(
-    [{"role": "user", "content": "Continue the fibonnaci sequence: 1, 1, 2, 3, 5, 8,"}],
-    add_generation_prompt=True,
-    return_tensors="pt",
-    return_dict=True,
-)
-model.generate(
-    **inputs, streamer=TextStreamer(tokenizer), max_new_tokens=128, temperature=1.5, min_p=0.1, do_sample=True
-)
+sample()
 model.save_pretrained(out / "adapter")
 tokenizer.save_pretrained(out / "adapter")
 seconds["sample and save"] = time.monotonic() - began
 
 began = time.monotonic()
 model.save_pretrained_merged(str(out / "merged"), tokenizer, save_method="merged_16bit")
+seconds["merge"] = time.monotonic() - began
+
+began = time.monotonic()
 converter = [str(llama_cpp / "convert_hf_to_gguf.py"), "--outtype", "f16", "--outfile", str(out / "model.F16.gguf")]
 subprocess.run([sys.executable, *converter, str(out / "merged")], check=True)
-seconds["export"] = time.monotonic() - began
+seconds["convert"] = time.monotonic() - began
 
 losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 record = {"losses": losses, "rows_sha256": rows_sha256, "seconds": seconds}

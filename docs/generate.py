@@ -13,10 +13,12 @@ from job.contract.config import RunConfig
 from job.contract.documents import Claim, Latest, Lease, Outcome, Published, Result, Spec
 from job.contract.events import Event
 from job.contract.plan import Plan
+from tests.gpu_path.smoke import GpuSmoke
 
 DOCS = Path(__file__).parent
 DOCUMENTS: dict[str, type[BaseModel]] = {
     "claim": Claim,
+    "gpu-smoke": GpuSmoke,
     "latest": Latest,
     "lease": Lease,
     "outcome": Outcome,

@@ -1,0 +1,55 @@
+"""The runs that several tests look at. Each is a process of its own, and takes up to a minute and a half."""
+
+from pathlib import Path
+
+import pytest
+
+from job.scratch import Scratch
+from tests.gpu_path.runs import Trained, gpu_config, gpu_plan, reference, train
+from tests.tiny import make_tiny_model
+
+Places = pytest.TempPathFactory
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: Places) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("gpu") / "base")
+
+
+@pytest.fixture(scope="session")
+def lora_scratch(tmp_path_factory: Places) -> Scratch:
+    return Scratch(tmp_path_factory.mktemp("lora"))
+
+
+@pytest.fixture(scope="session")
+def lora(base: Path, lora_scratch: Scratch) -> Trained:
+    """LoRA in float32, with a checkpoint in the middle."""
+    plan = gpu_plan(lora_scratch, base, gpu_config(base, training={"save_steps": 3}))
+    return train(plan, lora_scratch)
+
+
+@pytest.fixture(scope="session")
+def plain_lora(base: Path, tmp_path_factory: Places) -> Trained:
+    """The same by plain transformers and peft."""
+    scratch = Scratch(tmp_path_factory.mktemp("plain_lora"))
+    return reference(gpu_plan(scratch, base, gpu_config(base)), scratch)
+
+
+@pytest.fixture(scope="session")
+def qlora_scratch(tmp_path_factory: Places) -> Scratch:
+    return Scratch(tmp_path_factory.mktemp("qlora"))
+
+
+@pytest.fixture(scope="session")
+def qlora(base: Path, qlora_scratch: Scratch) -> Trained:
+    """QLoRA in float32."""
+    return train(
+        gpu_plan(qlora_scratch, base, gpu_config(base, four_bit=True, training={"max_steps": 3})), qlora_scratch
+    )
+
+
+@pytest.fixture(scope="session")
+def plain_qlora(base: Path, tmp_path_factory: Places) -> Trained:
+    """The same by plain transformers and peft."""
+    scratch = Scratch(tmp_path_factory.mktemp("plain_qlora"))
+    return reference(gpu_plan(scratch, base, gpu_config(base, four_bit=True, training={"max_steps": 3})), scratch)
