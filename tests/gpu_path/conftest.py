@@ -1,14 +1,28 @@
 """The runs that several tests look at. Each is a process of its own, and takes up to a minute and a half."""
 
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from job.scratch import Scratch
-from tests.gpu_path.runs import Trained, gpu_config, gpu_plan, reference, train
+from tests.gpu_path.runs import ROOT, Distance, Trained, gpu_config, gpu_plan, reference, train
 from tests.tiny import make_tiny_model
 
 Places = pytest.TempPathFactory
+
+
+@pytest.fixture(scope="session")
+def figures() -> Iterator[dict[str, Distance]]:
+    """How far runs were apart, by what was compared; kept in build/gpu-path.json."""
+    file = ROOT / "build" / "gpu-path.json"
+    found: dict[str, Distance] = {}
+    yield found
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(known | {name: asdict(apart) for name, apart in found.items()}, indent=2) + "\n")
 
 
 @pytest.fixture(scope="session")

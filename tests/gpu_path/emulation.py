@@ -33,6 +33,7 @@ def prepare() -> None:
             "UNSLOTH_ALLOW_CPU": "1",  # Unsloth's own switch: its device is "cuda", though there is none
             "UNSLOTH_DISABLE_CPU_FALLBACK": "0",
             "CUDA_VISIBLE_DEVICES": "",
+            "ACCELERATE_USE_CPU": "true",  # gloo between ranks
             "TORCHDYNAMO_DISABLE": "1",  # eager is the semantics; Inductor's C++ is not what a GPU runs
             "UNSLOTH_DISABLE_PINNED_MEMORY": "1",  # needs a driver
         }

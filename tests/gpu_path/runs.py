@@ -38,7 +38,7 @@ class Trained:
     losses: list[float]
     grad_norms: list[float]
     batches: list[str]
-    """A hash of each micro batch's ids and labels, in order."""
+    """A hash of each micro batch's ids and labels, in order; of several ranks by turns."""
     adapter: dict[str, NDArray[np.float32]]
     launches: dict[str, int]
     """Of each kernel; empty on a card and for the reference."""
@@ -114,12 +114,18 @@ def train(plan: Plan, scratch: Scratch, **own: str) -> Trained:
     return Trained(
         losses=[step.loss for step in steps],
         grad_norms=[step.grad_norm or math.nan for step in steps],
-        batches=[batch for each in recorded for batch in each["batches"]],
+        batches=by_turns([each["batches"] for each in recorded], len(steps), plan),
         adapter=load_file(scratch.adapter / "adapter_model.safetensors"),
         launches=recorded[0]["launches"],
         hits=recorded[0]["hits"],
         events=events,
     )
+
+
+def by_turns(of_ranks: list[list[str]], steps: int, plan: Plan) -> list[str]:
+    """The micro batches of all ranks in the order of their turns; a loader also fetches one that is never used."""
+    used = steps * plan.recipe.training.gradient_accumulation_steps
+    return [batch for turn in zip(*(batches[:used] for batches in of_ranks), strict=True) for batch in turn]
 
 
 def export(plan: Plan, scratch: Scratch) -> None:
@@ -184,6 +190,7 @@ def reference(plan: Plan, scratch: Scratch) -> Trained:
     done = subprocess.run(command, env=variables, cwd=scratch.work, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     record: dict[str, Any] = json.loads((out / "record.json").read_text())
+    record["batches"] = by_turns([record["batches"]], len(record["losses"]), plan)
     start, adapter = (load_file(out / name / "adapter_model.safetensors") for name in ("start", "adapter"))
     return Trained(**record, adapter=adapter, launches={}, hits={}, events=[], start=start)
 

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from job.scratch import Scratch
-from tests.gpu_path.runs import distance, gpu_config, gpu_plan, reference, train
+from tests.gpu_path.runs import Distance, distance, gpu_config, gpu_plan, reference, train
 
 
 @pytest.mark.parametrize("four_bit", [False, True])
-def test_bfloat16_is_no_noisier_than_plain_pefts(four_bit: bool, base16: Path, tmp_path: Path) -> None:
+def test_bfloat16_is_no_noisier_than_plain_pefts(
+    four_bit: bool, base16: Path, figures: dict[str, Distance], tmp_path: Path
+) -> None:
     places = [Scratch(tmp_path / name) for name in ("ours", "plain", "exact")]
     types = ("bfloat16", "bfloat16", "float32")
     plans = [
@@ -21,6 +23,9 @@ def test_bfloat16_is_no_noisier_than_plain_pefts(four_bit: bool, base16: Path, t
     apart = distance(ours, plain)
     noises = [distance(run, exact) for run in (ours, plain)]
     assert apart.same_batches
+    kind = "QLoRA" if four_bit else "LoRA"
+    names = (f"{kind}, bfloat16", f"{kind}, bfloat16 beside float32: ours", f"{kind}, bfloat16 beside float32: peft")
+    figures.update(zip(names, (apart, *noises), strict=True))
     for figure in ("loss", "grad_norm", "adapter"):
         noise = max(getattr(each, figure) for each in noises)
         assert 0 < noise < 0.5, f"{figure}: the noise is {noise}"

@@ -53,12 +53,15 @@ def test_the_unspoiled_run_passes(
 
 
 @pytest.mark.parametrize("name", SPOILS)
-def test_a_spoiled_kernel_is_caught(name: str, plain: Callable[[bool], Trained], base: Path, tmp_path: Path) -> None:
+def test_a_spoiled_kernel_is_caught(
+    name: str, plain: Callable[[bool], Trained], base: Path, figures: dict[str, Distance], tmp_path: Path
+) -> None:
     scratch, four_bit = Scratch(tmp_path / "run"), name == "nf4_offset"
     own = LOGITS if name == "cross_entropy" else {}
     spoiled = train(planned(scratch, base, four_bit), scratch, GPU_PATH_SPOIL=name, **own)
     assert spoiled.hits[name] > 0
-    assert off(distance(spoiled, plain(four_bit)))
+    figures[f"spoiled: {name}"] = apart = distance(spoiled, plain(four_bit))
+    assert off(apart), apart
 
 
 def test_wrong_accumulation_is_caught(plain: Callable[[bool], Trained], base: Path, tmp_path: Path) -> None:
