@@ -15,9 +15,9 @@ INSTALLED := .venv/.installed
 
 # Each folder of tests/ is a room. What is in no other tier is a unit test, so that none is left out.
 TRAIN := $(addprefix tests/,train export job demo)
-UNIT := $(filter-out $(TRAIN) tests/gpu_path,$(patsubst %/,%,$(wildcard tests/*/)))
+UNIT := $(filter-out $(TRAIN) tests/gpu_path tests/cluster,$(patsubst %/,%,$(wildcard tests/*/)))
 
-.PHONY: help install lint format test test-unit test-train test-gpu-path test-gpu-path-all gpu-smoke demo run llama-cpp config-docs bench clean
+.PHONY: help install lint format test test-unit test-train test-cluster test-gpu-path test-gpu-path-all gpu-smoke demo run launch llama-cpp config-docs bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,13 +34,16 @@ format: $(INSTALLED) ## let ruff format the tree
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-test: test-unit test-train test-gpu-path ## all tests
+test: test-unit test-cluster test-train test-gpu-path ## all tests
 
 test-unit: $(INSTALLED) ## the tests that train nothing
 	.venv/bin/pytest $(UNIT)
 
 test-train: $(INSTALLED) ## the tests that finetune a model, on this machine's CPU
 	.venv/bin/pytest $(TRAIN)
+
+test-cluster: $(INSTALLED) ## the launcher against a real Kubernetes control plane, built from Go modules on first use
+	.venv/bin/pytest tests/cluster
 
 test-gpu-path: $(INSTALLED) ## Unsloth's GPU path, emulated on the CPU (FINETUNE_TEST_GPU=1: on the card)
 	.venv/bin/pytest tests/gpu_path --ignore=tests/gpu_path/all
@@ -60,6 +63,10 @@ demo: $(INSTALLED) ## finetune a small real model from a real S3 server and let 
 run: $(INSTALLED) ## run any config as a pod would: make run CONFIG=examples/demo.yaml
 	@: $(or $(CONFIG),$(error say which: make run CONFIG=path/to/config.yaml))
 	@$(LLAMA_CPP) $(PYTHON) -m examples.demo --config "$(CONFIG)" $(if $(AGAIN),--again)
+
+launch: $(INSTALLED) ## submit a config to the cluster that kubectl would reach: make launch CONFIG=config.yaml
+	@: $(or $(CONFIG),$(error say which: make launch CONFIG=path/to/config.yaml))
+	@.venv/bin/finetune launch "$(CONFIG)" $(if $(AGAIN),--again)
 
 llama-cpp: $(INSTALLED) ## llama.cpp's pinned converter, once, in a cache outside the tree
 	@$(LLAMA_CPP) echo "llama.cpp is in $$FINETUNE_LLAMA_CPP"

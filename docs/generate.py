@@ -10,13 +10,14 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from job.contract.config import RunConfig
-from job.contract.documents import Claim, Latest, Lease, Outcome, Published, Result, Spec
+from job.contract.documents import Cancelled, Claim, Latest, Lease, Outcome, Published, Result, Spec
 from job.contract.events import Event
 from job.contract.plan import Plan
 from tests.gpu_path.smoke import GpuSmoke
 
 DOCS = Path(__file__).parent
 DOCUMENTS: dict[str, type[BaseModel]] = {
+    "cancelled": Cancelled,
     "claim": Claim,
     "gpu-smoke": GpuSmoke,
     "latest": Latest,

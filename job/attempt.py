@@ -14,10 +14,10 @@ import structlog
 from job.contract.documents import Claim, Lease, Outcome
 from job.contract.errors import FencedError, JobError, TakenError
 from job.contract.keys import AttemptKeys
-from job.contract.model import canonical_bytes
+from job.contract.model import canonical_bytes, read_document
 from job.logs import LogBuffer
 from job.outcome import outcome_of
-from job.run import Run, read_document
+from job.run import Run
 from job.settings import Settings
 from job.stages import Stages
 from job.storage import Stat, Storage

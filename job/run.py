@@ -3,23 +3,19 @@
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
-from typing import TypeVar
 
-import pydantic
 import structlog
 
 from job.contract.config import RunConfig
 from job.contract.documents import Latest, Result, Spec
 from job.contract.errors import DataError, TakenError
 from job.contract.keys import RunKeys, index_key, latest_key, run_id_of
-from job.contract.model import Document, canonical_bytes, sha256_hex
+from job.contract.model import canonical_bytes, read_document, sha256_hex
 from job.inputs import freeze, resolved
 from job.settings import Settings
 from job.storage import Storage
 
 log = structlog.get_logger()
-
-D = TypeVar("D", bound=Document)
 
 
 @dataclass(frozen=True)
@@ -187,18 +183,3 @@ def _advance(storage: Storage, key: str, latest: Latest) -> bool:
 
 def _order(latest: Latest) -> tuple[datetime, str]:
     return latest.spec_last_modified, latest.run_id
-
-
-def read_document(kind: type[D], body: bytes, where: str) -> D:
-    """A document of the store.
-
-    Raises:
-        DataError: when it is none, or of a newer schema.
-    """
-    try:
-        return kind.model_validate_json(body)
-    except pydantic.ValidationError as error:
-        raise DataError(
-            f"{where} is not a {kind.__name__} that this version reads: {error.errors(include_url=False)[0]['msg']}",
-            "It was written by another version of this package, or by hand.",
-        ) from error

@@ -184,6 +184,23 @@ class Latest(Document):
     """The store's LastModified of that run's spec.json, which decides what is newer."""
 
 
+class Cancelled(Document):
+    """`cancelled.json`: who cancelled the run. The next cancel overwrites it.
+
+    It counts only while neither a Job with another uid exists, nor a claim of one that is newer than `attempt`.
+    """
+
+    schema_version: Literal[1] = 1
+    by: str
+    at: datetime
+    """By the canceller's clock, for people."""
+    job_uid: str | None
+    """The Job that was deleted; null where there was none."""
+    attempt: Annotated[int, Field(ge=0)] = 0
+    """The newest attempt before the Job was deleted, 0 when there was none. Without it an older Job's claim, which the
+    cancelled Job was to continue, could not be told from a claim of a later launch."""
+
+
 class Outcome(Document):
     """`outcome.json` and the termination message: how an attempt ended."""
 

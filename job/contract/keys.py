@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 
 from job.contract.model import sha256_hex
 
 _HASH_DIGITS = 10
 _MAX_RUN_ID = 63  # a label's value, and so a Job's name
 _RUN_ID = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_INDEX = re.compile(r"models/([^/]+)/runs/(\d{8}T\d{6}Z)-([^/]+)")
 
 RESULT = "result.json"
 
@@ -35,7 +37,21 @@ def latest_key(name: str) -> str:
 
 def index_key(name: str, time: str, run_id: str) -> str:
     """The empty object that lists a run under its model line; ``time`` sorts."""
-    return f"models/{name}/runs/{time}-{run_id}"
+    return f"{index_prefix(name)}{time}-{run_id}"
+
+
+def index_prefix(name: str | None) -> str:
+    """The index of a model line lies under it; with None that of every line, beside other keys."""
+    return f"models/{name}/runs/" if name else "models/"
+
+
+def indexed(key: str) -> tuple[str, datetime, str] | None:
+    """The name, time and run id that `index_key` made a key of; None for any other key."""
+    found = _INDEX.fullmatch(key)
+    try:
+        return (found[1], datetime.fromisoformat(found[2]), found[3]) if found else None
+    except ValueError:  # digits that are no time
+        return None
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,11 @@ class RunKeys:
     def result(self) -> str:
         """The commit mark."""
         return f"{self.prefix}{RESULT}"
+
+    @property
+    def cancelled(self) -> str:
+        """Who cancelled it."""
+        return f"{self.prefix}cancelled.json"
 
     @property
     def attempts(self) -> str:

@@ -1,9 +1,12 @@
-"""The base of every document: frozen, strict, no unknown keys; and its canonical bytes."""
+"""The base of every document: frozen, strict, no unknown keys; its canonical bytes, and reading them back."""
 
 import hashlib
 import json
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from job.contract.errors import DataError
 
 
 class Document(BaseModel):
@@ -12,11 +15,29 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
+D = TypeVar("D", bound=Document)
+
+
 def canonical_bytes(document: Document) -> bytes:
     """The one byte form of a document: JSON, keys sorted, no white space, UTF-8. Hashes are taken over this."""
     return json.dumps(
         document.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
+
+
+def read_document(kind: type[D], body: bytes, where: str) -> D:
+    """A document of the store.
+
+    Raises:
+        DataError: when it is none, or of a newer schema.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise DataError(
+            f"{where} is not a {kind.__name__} that this version reads: {error.errors(include_url=False)[0]['msg']}",
+            "It was written by another version of this package, or by hand.",
+        ) from error
 
 
 def sha256_hex(body: bytes) -> str:

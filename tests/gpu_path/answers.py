@@ -37,7 +37,8 @@ def plain(plan: Plan, adapter: str) -> Any:
 
         for name, module in model.named_modules():
             if name.rpartition(".")[2] in plan.recipe.lora.target_modules:
-                module.weight.data = dequantize_4bit(*quantize_4bit(module.weight.data, quant_type="nf4"))
+                quantized = quantize_4bit(module.weight.data, quant_type="nf4", compress_statistics=True)
+                module.weight.data = dequantize_4bit(*quantized)
     return PeftModel.from_pretrained(model, adapter)
 
 

@@ -88,6 +88,8 @@ class _Around(Loader):
             _install()
         if os.environ.get("GPU_PATH_DTYPE") == "float32":
             _without_bfloat16()
+        if os.environ.get("GPU_PATH_SPOIL") == "accumulation":
+            _spoil_accumulation()
 
 
 def _imaginary_card() -> None:
@@ -124,9 +126,7 @@ def _install() -> None:
     interpreter.faster()
     interpreter.count_launches(recording.launches)
     spoil = os.environ.get("GPU_PATH_SPOIL")
-    if spoil == "accumulation":
-        _spoil_accumulation()
-    elif spoil:
+    if spoil in interpreter.SPOILS:
         interpreter.spoil(spoil, recording.hits)
     if os.environ.get("GPU_PATH_DTYPE") == "bfloat16":
         interpreter.bfloat16_arithmetic()

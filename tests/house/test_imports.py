@@ -31,7 +31,7 @@ def verdicts(tree: Path) -> dict[str, str]:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of all that import-linter reads."""
-    for folder in ("job", "tests/house"):
+    for folder in ("job", "launcher", "tests/house"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / ".importlinter", tmp_path)
     return tmp_path
@@ -54,6 +54,8 @@ BREAKS = [
     ("the export uploads", "job/export.py", "from job import storage", "the children know no"),
     ("the training talks to S3", "job/train.py", "import boto3", "the children know no"),
     ("the training talks to Kubernetes", "job/train.py", "import kubernetes", "the children know no"),
+    ("the launcher knows the supervisor", "launcher/launching.py", "from job import run", "the launcher knows"),
+    ("the launcher imports torch", "launcher/cli.py", "def late():\n    import torch", "the launcher knows"),
     ("a child reaches S3 by a detour", "job/telling.py", "import boto3", "the children know no"),
 ]
 

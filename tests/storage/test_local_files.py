@@ -66,6 +66,6 @@ def test_a_key_that_is_taken_stays_below_its_root_and_on_its_line(key: str) -> N
         checked_key(key, "/root")
     except DataError:
         return
-    assert Path("/root/x", key).resolve().is_relative_to("/root/x/")
-    assert Path("/root/x", key).resolve() != Path("/root/x")
+    assert Path("/srv/x", key).resolve().is_relative_to("/srv/x/")
+    assert Path("/srv/x", key).resolve() != Path("/srv/x")
     assert key.splitlines() == [key]

@@ -1,0 +1,238 @@
+"""What a Job, its pods and its documents say together. Pure.
+
+Kubernetes' objects are plain JSON, and any field may be missing: a pod that the kubelet refused has no containerStatuses,
+and an older API server lacks what a newer one tells.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import ValidationError
+
+from job.contract.documents import Outcome
+from job.contract.exits import exit_name
+from launcher.manifest import CONTAINER
+from launcher.runs import RunDocuments
+
+Json = Mapping[str, Any]
+
+# What the job itself takes: FINETUNE_STALE_SECONDS's default.
+_STALE = timedelta(seconds=90)
+# A pod's deletionTimestamp is the end of its grace period, at which its kubelet kills it: one that is still there so
+# long after has no kubelet. Allows for clocks that differ.
+_LOST = timedelta(seconds=60)
+_QUEUE = "kueue.x-k8s.io/queue-name"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that is to be seen of a run.
+
+    Args:
+        job: empty when there is none.
+        pods: the Job's; None when they are not known.
+        documents: what the store holds.
+        now: the present time.
+    """
+
+    job: Json
+    pods: Sequence[Json] | None
+    documents: RunDocuments
+    now: datetime
+
+    # The Job
+
+    @property
+    def uid(self) -> str | None:
+        uid: str | None = _at(self.job, "metadata", "uid")
+        return uid
+
+    @property
+    def suspended(self) -> bool:
+        return bool(_at(self.job, "spec", "suspend"))
+
+    @property
+    def queue(self) -> str | None:
+        """Kueue's queue."""
+        queue: str | None = _at(self.job, "metadata", "labels", _QUEUE)
+        return queue
+
+    @property
+    def deleted(self) -> bool:
+        """Whether it is there only until its pods have ended."""
+        return bool(_at(self.job, "metadata", "deletionTimestamp"))
+
+    def has(self, condition: str) -> bool:
+        """Whether a condition of the Job is true."""
+        return self._condition(condition) is not None
+
+    @property
+    def job_reason(self) -> str:
+        """Why the Job fails, in its own word."""
+        return self._failure("reason") or "JobFailed"
+
+    @property
+    def why_failed(self) -> str:
+        """Why the Job fails: what its last attempt told, else in its own words."""
+        return self.ending if self.exit_code is not None else self._failure("message") or self.ending
+
+    def _failure(self, field: str) -> str | None:
+        told: str | None = _at(self._condition("Failed") or self._condition("FailureTarget"), field)
+        return told
+
+    def _condition(self, kind: str) -> Json | None:
+        conditions: Sequence[Json] = _at(self.job, "status", "conditions") or ()
+        return next((one for one in conditions if _at(one, "type") == kind and _at(one, "status") == "True"), None)
+
+    # Its pods
+
+    @property
+    def running(self) -> Json | None:
+        """A pod whose container runs."""
+        pods = self.pods or ()
+        return next((pod for pod in pods if _at(pod, "status", "phase") == "Running" and not _ended(pod)), None)
+
+    @property
+    def starts(self) -> bool:
+        """Whether a pod runs, for so short a time that its claim is not to be expected."""
+        began = _time(_at(_container(self.running), "state", "running", "startedAt"))
+        return self.running is not None and (began is None or self.now - began < _STALE)
+
+    @property
+    def lost_node(self) -> str | None:
+        """The node of a pod that has outlived its own deletion."""
+        for pod in self.pods or ():
+            deleted = _time(_at(pod, "metadata", "deletionTimestamp"))
+            if deleted and not _ended(pod) and self.now - deleted > _LOST:
+                node: str | None = _at(pod, "spec", "nodeName")  # none: it was never started
+                return node
+        return None
+
+    # The newest attempt
+
+    @property
+    def attempt(self) -> int | None:
+        newest = self.documents.claim or self.documents.lease
+        return newest.attempt if newest else None
+
+    @property
+    def holder(self) -> str:
+        """The attempt, and where it is."""
+        claim = self.documents.claim
+        known = claim.model_dump(include={"site", "namespace", "pod"}) if claim else {}
+        where = ", ".join(f"{name} {value}" for name, value in known.items() if value)
+        return f"attempt {self.attempt}{f' ({where})' if where else ''}"
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is this Job's."""
+        claim = self.documents.claim
+        return claim is not None and bool((claim.job_uid and claim.job_uid == self.uid) or self._pod)
+
+    @property
+    def beats(self) -> bool:
+        """Whether it lives. A claim is the first heartbeat; that of a pod which has ended or gone was its last."""
+        claim, age = self.documents.claim, self.documents.lease_age
+        if self.documents.outcome or age is None or age >= _STALE:
+            return False
+        if self._pod:
+            return not _ended(self._pod)
+        return not (self.ours and self.pods is not None and claim and claim.pod)
+
+    @property
+    def silent(self) -> bool:
+        """Whether it is this Job's, runs, and yet does not beat."""
+        return bool(self._pod and not _ended(self._pod) and not self.beats and not self.documents.outcome)
+
+    @property
+    def silence(self) -> str:
+        """For how long it has not beaten."""
+        age = self.documents.lease_age
+        return f"{age.total_seconds():.0f} s" if age is not None else "unknown time"
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether cancelled.json counts: no later launch is to be seen, and nothing beats elsewhere."""
+        cancelled, claim = self.documents.cancelled, self.documents.claim
+        if cancelled is None or (self.job and (self.uid is None or self.uid != cancelled.job_uid)):
+            return False
+        if claim is None or (claim.job_uid and claim.job_uid == cancelled.job_uid):
+            return True
+        return claim.attempt <= cancelled.attempt and not self.beats
+
+    @property
+    def _pod(self) -> Json | None:
+        """Its pod, as far as it is to be seen."""
+        name = self.documents.claim.pod if self.documents.claim else None
+        return next((pod for pod in self.pods or () if name and _at(pod, "metadata", "name") == name), None)
+
+    # How the last one ended
+
+    @property
+    def ended_pod(self) -> Json | None:
+        """The pod that ended last; None as long as the newest attempt's own goes on."""
+        if (self.ours and self.beats) or (self._pod and not _ended(self._pod)):
+            return None
+        ended = [pod for pod in self.pods or () if _ended(pod)]
+        return max(ended, key=lambda pod: _at(pod, "metadata", "creationTimestamp") or "", default=None)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What it told. One that ended before its claim told Kubernetes alone; one of another Job's tells nothing here."""
+        pod = self.ended_pod
+        if told := _told(pod):
+            return told
+        is_its_own = pod is None or pod is self._pod
+        return self.documents.outcome if is_its_own and (self.ours or not self.job) else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The container's, else what was told; None where nobody knows."""
+        code: int | None = _at(_container(self.ended_pod), "state", "terminated", "exitCode")
+        return self.outcome.code if code is None and self.outcome else code
+
+    @property
+    def ending(self) -> str:
+        """All this in words."""
+        if self.exit_code is None:
+            return "it did not tell how it ended"
+        told = f" in the stage {self.outcome.stage}: {self.outcome.message}" if self.outcome else ""
+        return f"it ended with {self.exit_code} {exit_name(self.exit_code)}{told}"
+
+    @property
+    def advice(self) -> str:
+        """What it advised, else how to go on."""
+        return (self.outcome and self.outcome.resolution) or "`launch --resume` goes on from the newest checkpoint."
+
+
+def _at(tree: Any, *path: str) -> Any:
+    """What stands at a path in an object of Kubernetes; None where a part of it is missing."""
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def _container(pod: Json | None) -> Json | None:
+    """The status of the trainer's container."""
+    statuses: Sequence[Json] = _at(pod, "status", "containerStatuses") or ()
+    return next((status for status in statuses if _at(status, "name") == CONTAINER), None)
+
+
+def _ended(pod: Json) -> bool:
+    """Whether the attempt in it is over, also while a sidecar runs on."""
+    over = _at(pod, "status", "phase") in ("Succeeded", "Failed")
+    return over or bool(_at(_container(pod), "state", "terminated"))
+
+
+def _told(pod: Json | None) -> Outcome | None:
+    """The outcome in a pod's termination message; None where it is something else, such as the log's last lines."""
+    try:
+        return Outcome.model_validate_json(_at(_container(pod), "state", "terminated", "message") or "")
+    except ValidationError:
+        return None

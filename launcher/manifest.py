@@ -1,0 +1,154 @@
+"""The Job of a run: the site's template, filled in. Pure."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from job.contract.config import Compute
+from job.contract.errors import ConfigError
+
+Manifest = dict[str, Any]
+
+PREFIX = "finetune.local/"
+"""Of our annotations."""
+SPEC_SHA256, RUN_URI, SUBMITTER = f"{PREFIX}spec-sha256", f"{PREFIX}run-uri", f"{PREFIX}submitter"
+SELECTOR = "app.kubernetes.io/name=finetune,app.kubernetes.io/managed-by=finetune-launcher"
+"""Labels of every Job that the launcher made; it never deletes another."""
+CONTAINER = "trainer"
+_QUEUE = "kueue.x-k8s.io/queue-name"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What of a run stands in its Job."""
+
+    run_id: str
+    spec_sha256: str
+    run_uri: str
+    config_uri: str
+    compute: Compute
+    submitter: str
+    version: str
+    """Of the launcher."""
+
+
+def build_job(template: Manifest, submission: Submission) -> Manifest:
+    """The Job that is sent; the template is left as it is.
+
+    Raises:
+        ConfigError: the config asks for more than the template's ceilings, or the template lacks a part.
+    """
+    check_ceilings(template, submission.compute)
+    job = copy.deepcopy(template)
+    compute, container = submission.compute, trainer(job)
+    metadata, spec = job["metadata"], job["spec"]
+    metadata["name"] = submission.run_id
+    labels = {
+        "app.kubernetes.io/instance": submission.run_id,
+        "app.kubernetes.io/version": submission.version,
+        "app.kubernetes.io/managed-by": "finetune-launcher",
+    }
+    metadata["labels"] = metadata.get("labels", {}) | labels
+    metadata["annotations"] = metadata.get("annotations", {}) | {
+        SPEC_SHA256: submission.spec_sha256,
+        RUN_URI: submission.run_uri,
+        SUBMITTER: submission.submitter,
+    }
+    pod = spec["template"].setdefault("metadata", {})
+    pod["labels"] = pod.get("labels", {}) | labels
+    spec["activeDeadlineSeconds"] = int(compute.max_hours * 3600)
+    if compute.priority:
+        spec["template"]["spec"]["priorityClassName"] = compute.priority
+    if compute.queue:
+        metadata["labels"][_QUEUE] = compute.queue
+        spec["suspend"] = True  # Kueue starts it, also when its webhook is down
+    set_env(container, "FINETUNE_CONFIG", submission.config_uri)
+    resources = sizes(container, compute)
+    container["resources"] = {"requests": resources, "limits": dict(resources)}
+    size_scratch(spec["template"]["spec"], compute.scratch_gib)
+    return job
+
+
+def check_ceilings(template: Manifest, compute: Compute) -> None:
+    """Raises `ConfigError` for everything that the site does not allow a run."""
+    annotations: Mapping[str, str] = template["metadata"].get("annotations", {})
+    problems = []
+    for key, asked in (("max-gpus", compute.gpus), ("max-hours", compute.max_hours)):
+        ceiling = annotations.get(PREFIX + key)
+        if ceiling is not None and asked > float(ceiling):
+            problems.append(f"compute.{'gpus' if key == 'max-gpus' else 'max_hours'} is {asked:g}, at most {ceiling}")
+    allowed = [name.strip() for name in annotations.get(f"{PREFIX}max-priority", "").split(",") if name.strip()]
+    if compute.priority and compute.priority not in allowed:
+        problems.append(f"compute.priority is {compute.priority}, and this site allows {', '.join(allowed) or 'none'}")
+    if problems:
+        raise ConfigError(f"the config asks for more than this site allows: {'; '.join(problems)}", "Ask for less.")
+
+
+def trainer(job: Manifest) -> Manifest:
+    """The container that trains.
+
+    Raises:
+        ConfigError: when the template has none.
+    """
+    for container in job["spec"]["template"]["spec"]["containers"]:
+        if container["name"] == CONTAINER:
+            found: Manifest = container
+            return found
+    raise ConfigError(
+        f"the Job template has no container named {CONTAINER}", "Start from the k8s/job.yaml of this version."
+    )
+
+
+def image_of(template: Manifest) -> str:
+    """The image that a run's spec names."""
+    image: str = trainer(template)["image"]
+    return image
+
+
+def env_of(template: Manifest, name: str) -> str | None:
+    """The plain value of a variable of the trainer's."""
+    found = (entry.get("value") for entry in trainer(template).get("env", ()) if entry["name"] == name)
+    return next(found, None)
+
+
+def set_env(container: Manifest, name: str, value: str) -> None:
+    """Gives a variable its value, in its place."""
+    entries = container.setdefault("env", [])
+    for entry in entries:
+        if entry["name"] == name:
+            entry.pop("valueFrom", None)
+            entry["value"] = value
+            return
+    entries.append({"name": name, "value": value})
+
+
+def sizes(container: Manifest, compute: Compute) -> Manifest:
+    """Requests and limits, which are the same: such pods are evicted last."""
+    before = container.get("resources", {}).get("limits", {})
+    devices = [name for name in before if "/" in name] or ["nvidia.com/gpu"]
+    own = {name: value for name, value in before.items() if name not in devices}
+    resources = own | {"cpu": f"{compute.cpus:g}", "memory": gibibytes(compute.memory_gib)}
+    return resources | ({devices[0]: compute.gpus} if compute.gpus else {})
+
+
+def size_scratch(pod: Manifest, gib: float) -> None:
+    """Gives the scratch volume its size, whatever kind it is.
+
+    Raises:
+        ConfigError: when the template has no such volume.
+    """
+    for volume in pod.get("volumes", ()):
+        if volume["name"] == "scratch":
+            if "ephemeral" in volume:
+                claim = volume["ephemeral"]["volumeClaimTemplate"]["spec"]
+                claim.setdefault("resources", {})["requests"] = {"storage": gibibytes(gib)}
+            elif "emptyDir" in volume:
+                volume["emptyDir"] = {**(volume["emptyDir"] or {}), "sizeLimit": gibibytes(gib)}
+            return
+    raise ConfigError("the Job template has no volume named scratch", "Start from the k8s/job.yaml of this version.")
+
+
+def gibibytes(size: float) -> str:
+    """As Kubernetes writes it, in whole MiB where it must be."""
+    return f"{size:g}Gi" if float(size).is_integer() else f"{round(size * 1024)}Mi"

@@ -1,0 +1,128 @@
+"""What the store holds of a run, and which runs it holds."""
+
+import heapq
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal, TypeVar
+
+from job.contract.documents import Cancelled, Claim, Lease, Outcome, Result, Spec
+from job.contract.keys import RunKeys, index_prefix, indexed
+from job.contract.model import Document, read_document
+from job.storage import Stat, Storage
+
+D = TypeVar("D", bound=Document)
+
+_ROWS_AT_A_TIME = 16
+
+
+@dataclass(frozen=True)
+class RunDocuments:
+    """A run's documents; None for each that is not there."""
+
+    run_id: str
+    spec: Spec | None
+    lease: Lease | None
+    lease_age: timedelta | None
+    """Since the newest sign of life: the lease, or the newest claim, which is an attempt's first. By the store's clock."""
+    claim: Claim | None
+    """The newest attempt's."""
+    outcome: Outcome | None
+    """The newest attempt's."""
+    result: Result | None
+    cancelled: Cancelled | None
+
+
+class RunLine(Document):
+    """A run as the index lists it."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    """The model line."""
+    run_id: str
+    frozen_at: datetime
+    """When its spec was frozen, by the store's clock, in whole seconds."""
+    result: Result | None
+    """Null where it was deleted since."""
+
+
+def read_run(storage: Storage, run_id: str, now: datetime) -> RunDocuments:
+    """All documents of a run, of its attempts the newest one's.
+
+    Read in the order in which their absence can be trusted: the lease before the claims, so that it is of none newer;
+    and the result last, so that an attempt which has told its outcome, or a Job that was read before, is never taken
+    for one that left no result.
+
+    Args:
+        storage: the root of runs.
+        run_id: whose.
+        now: the store's present time.
+
+    Raises:
+        DataError: a document is none that this version reads; names its key.
+    """
+    keys = RunKeys(run_id)
+    spec = _read(storage, Spec, keys.spec)
+    cancelled = _read(storage, Cancelled, keys.cancelled)
+    lease = _read(storage, Lease, keys.lease)
+    claim = _newest_claim(storage, keys)
+    outcome = _read(storage, Outcome, keys.attempt(claim[0].attempt).outcome) if claim else None
+    result = _read(storage, Result, keys.result)
+    beats = [found[1].last_modified for found in (lease, claim) if found]
+    return RunDocuments(
+        run_id=run_id,
+        spec=_document(spec),
+        lease=_document(lease),
+        lease_age=now - max(beats) if beats else None,
+        claim=_document(claim),
+        outcome=_document(outcome),
+        result=_document(result),
+        cancelled=_document(cancelled),
+    )
+
+
+def newest_attempt(storage: Storage, run_id: str) -> int:
+    """The number of the newest attempt that was claimed, 0 before the first."""
+    claim = _newest_claim(storage, RunKeys(run_id))
+    return claim[0].attempt if claim else 0
+
+
+def list_runs(storage: Storage, name: str | None, limit: int) -> list[RunLine]:
+    """The newest runs of a model line, or with None of all lines, newest first.
+
+    Only the index is listed, and only the rows that are given back are read.
+
+    Args:
+        storage: the root of runs.
+        name: the model line.
+        limit: at most so many.
+
+    Raises:
+        DataError: a result is none that this version reads; names its key.
+    """
+    entries = (entry for stat in storage.list(index_prefix(name)) if (entry := indexed(stat.key)))
+    newest = heapq.nlargest(limit, entries, key=lambda entry: entry[1:])
+    with ThreadPoolExecutor(_ROWS_AT_A_TIME, "rows") as workers:
+        return list(workers.map(lambda entry: _line(storage, *entry), newest))
+
+
+def _line(storage: Storage, name: str, frozen_at: datetime, run_id: str) -> RunLine:
+    result = _document(_read(storage, Result, RunKeys(run_id).result))
+    return RunLine(name=name, run_id=run_id, frozen_at=frozen_at, result=result)
+
+
+def _newest_claim(storage: Storage, keys: RunKeys) -> tuple[Claim, Stat] | None:
+    """The claim with the highest number. Numbers have no gaps."""
+    number, newest = 0, None
+    while found := _read(storage, Claim, keys.attempt(number + 1).claim):
+        number, newest = number + 1, found
+    return newest
+
+
+def _read(storage: Storage, kind: type[D], key: str) -> tuple[D, Stat] | None:
+    found = storage.get(key)
+    return (read_document(kind, found[0], f"{storage.uri}/{key}"), found[1]) if found else None
+
+
+def _document(found: tuple[D, Stat] | None) -> D | None:
+    return found[0] if found else None

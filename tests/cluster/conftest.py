@@ -1,0 +1,80 @@
+"""A real control plane for the session, and a namespace of its own for each test."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import yaml
+
+from job.storage import Storage
+from job.storage.opening import open_storage
+from launcher.kube import Cluster, Json, connect
+from launcher.launching import Prepared, prepare
+from launcher.manifest import Manifest
+from tests.cluster.control_plane import ControlPlane, control_plane
+from tests.conftest import ROOT
+from tests.tiny import make_tiny_model, sums
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    with control_plane(tmp_path_factory.mktemp("plane")) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(plane: ControlPlane) -> Cluster:
+    """A fresh namespace that takes restricted pods only, with the trainer's account."""
+    name = f"test-{uuid4().hex[:8]}"
+    whole = connect(str(plane.kubeconfig()), namespace=name)
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+    post(whole, "/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
+    post(whole, f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "finetune-trainer"}})
+    return whole
+
+
+def post(cluster: Cluster, path: str, body: Json) -> Json:
+    """Creates any object."""
+    return cluster._send("POST", path, body=body).json()
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "base")
+
+
+@pytest.fixture
+def template() -> Manifest:
+    """The one that ships."""
+    shipped: Manifest = yaml.safe_load((ROOT / "k8s" / "job.yaml").read_bytes())
+    return shipped
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def config_file(base: Path, tmp_path: Path) -> Path:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in sums(8)))
+    config = {
+        "name": "bot",
+        "base_model": str(base),
+        "dtype": "float32",
+        "load_in_4bit": False,
+        "dataset": {"train": str(rows)},
+        "training": {"max_steps": 1},
+        "compute": {"gpus": 0},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture
+def prepared(config_file: Path, template: Manifest, storage: Storage) -> Prepared:
+    return prepare(config_file.read_bytes(), str(config_file), template, storage, "ada")

@@ -1,0 +1,99 @@
+"""`finetune` as it is typed, against a real API server."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from job.contract.documents import Lease
+from job.contract.keys import RunKeys
+from job.contract.model import canonical_bytes
+from job.storage import Storage
+from launcher.kube import Cluster
+from tests.cluster.control_plane import ControlPlane
+from tests.conftest import ROOT
+
+FINETUNE = Path(sys.executable).with_name("finetune")
+
+
+class Terminal:
+    """Runs commands for one namespace and one root."""
+
+    def __init__(self, plane: ControlPlane, cluster: Cluster, storage: Storage) -> None:
+        self.store = ["--runs", storage.uri, "--template", str(ROOT / "k8s" / "job.yaml")]
+        self.cluster = ["--kubeconfig", str(plane.kubeconfig()), "-n", cluster.namespace]
+
+    def run(self, command: str, *words: str, cluster: bool = True) -> subprocess.CompletedProcess[str]:
+        flags = self.store + (self.cluster if cluster else [])
+        done = subprocess.run(
+            [FINETUNE, command, *words, *flags], env=dict(os.environ), capture_output=True, text=True, check=False
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+
+@pytest.fixture
+def terminal(plane: ControlPlane, cluster: Cluster, storage: Storage) -> Terminal:
+    return Terminal(plane, cluster, storage)
+
+
+def test_from_launch_to_cancel(terminal: Terminal, config_file: Path, storage: Storage) -> None:
+    valid = terminal.run("validate", str(config_file), cluster=False)
+    assert valid.returncode == 0, valid.stderr
+    rendered = terminal.run("render", str(config_file), cluster=False)
+    assert "kind: Job" in rendered.stdout
+    dry = terminal.run("launch", str(config_file), "--dry-run=server")
+    assert (dry.returncode, "would be created" in dry.stdout) == (0, True), dry.stderr
+    launched = terminal.run("launch", str(config_file), "-o", "json")
+    assert launched.returncode == 0, launched.stderr
+    first = json.loads(launched.stdout)
+    assert first["phase"] == "Pending"
+    run_id = first["run_id"]
+    assert run_id in valid.stdout
+    again = terminal.run("launch", str(config_file))
+    assert (again.returncode, "is there already" in again.stderr) == (0, True), again.stderr
+    waited = terminal.run("wait", run_id, "--timeout", "1")
+    assert (waited.returncode, waited.stdout) == (124, "")
+    cancelled = terminal.run("cancel", run_id)
+    assert cancelled.returncode == 0, cancelled.stderr
+    ended = terminal.run("wait", run_id, "--timeout", "60", "-o", "json")
+    assert (ended.returncode, json.loads(ended.stdout)["phase"]) == (1, "Cancelled"), ended.stderr
+
+
+def test_a_wrong_config_is_78_with_every_error(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("name: Bot\nbase_model: /base\ntraining: {learning_rat: 1}\n")
+    ended = terminal.run("launch", str(tmp_path / "wrong.yaml"))
+    assert (ended.returncode, ended.stdout) == (78, "")
+    for words in ("learning_rate", "name", "dataset"):
+        assert words in ended.stderr
+
+
+def test_a_config_that_is_not_there_is_78_and_named(terminal: Terminal) -> None:
+    ended = terminal.run("launch", "nowhere.yaml")
+    assert (ended.returncode, "nowhere.yaml" in ended.stderr) == (78, True)
+
+
+def test_a_cluster_that_is_not_there_is_64(terminal: Terminal, config_file: Path) -> None:
+    terminal.cluster = ["--kubeconfig", "/nowhere"]
+    ended = terminal.run("launch", str(config_file))
+    assert (ended.returncode, "--kubeconfig" in ended.stderr) == (64, True), ended.stderr
+
+
+def test_progress_comes_from_the_store(
+    terminal: Terminal, config_file: Path, storage: Storage, cluster: Cluster
+) -> None:
+    from datetime import UTC, datetime
+
+    launched = json.loads(terminal.run("launch", str(config_file), "-o", "json").stdout)
+    lease = Lease(attempt=1, heartbeat_at=datetime.now(UTC), stage="train", step=12, of=60, loss=1.5, eta_seconds=90.0)
+    storage.put(RunKeys(launched["run_id"]).lease, canonical_bytes(lease))
+    told = json.loads(terminal.run("status", launched["run_id"], "-o", "json").stdout)
+    assert (told["step"], told["of"], told["stage"]) == (12, 60, "train")
+
+
+def test_an_unknown_run_is_told(terminal: Terminal) -> None:
+    ended = terminal.run("status", "nobody-0123456789")
+    assert (ended.returncode, "nobody-0123456789" in ended.stdout + ended.stderr) == (0, True)

@@ -1,0 +1,224 @@
+"""From a config to exactly one Job, on a real API server with its real controllers."""
+
+import copy
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.contract.errors import ConfigError, TakenError, UnavailableError
+from job.contract.keys import RunKeys
+from job.storage import Storage
+from launcher.cancelling import cancel
+from launcher.kube import Cluster, Json, Lost
+from launcher.launching import Prepared, ended, launch, prepare
+from launcher.manifest import SELECTOR, SPEC_SHA256, Manifest
+
+
+def patch(cluster: Cluster, name: str, change: Json) -> None:
+    """A strategic merge patch of a Job."""
+    request = cluster.api.param_serialize(
+        method="PATCH",
+        resource_path=f"/apis/batch/v1/namespaces/{cluster.namespace}/jobs/{name}",
+        header_params={"Content-Type": "application/strategic-merge-patch+json", "Accept": "application/json"},
+        body=change,
+        auth_settings=["BearerToken"],
+    )
+    response = cluster.api.call_api(*request)
+    response.read()
+    assert response.status == 200, response.data
+
+
+def fail(cluster: Cluster, name: str) -> None:
+    """Lets the Job controller end a Job whose deadline has passed."""
+    patch(cluster, name, {"spec": {"activeDeadlineSeconds": 1}})
+    deadline = time.monotonic() + 60
+    while not ((job := cluster.get_job(name)) and ended(job)):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+def test_a_launched_run_has_its_spec_and_its_job(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
+    launched = launch(prepared, storage, cluster)
+    assert launched.created
+    assert launched.job
+    assert launched.job["metadata"]["name"] == prepared.run_id
+    assert launched.job["metadata"]["annotations"][SPEC_SHA256] == prepared.spec_sha256
+    spec = storage.get(RunKeys(prepared.run_id).spec)
+    assert spec
+    [container] = launched.job["spec"]["template"]["spec"]["containers"]
+    [config] = [entry["value"] for entry in container["env"] if entry["name"] == "FINETUNE_CONFIG"]
+    kept = storage.get(config.removeprefix(f"{storage.uri}/"))
+    assert kept
+    assert kept[0] == prepared.config_bytes
+    assert "nvidia.com/gpu" not in container["resources"]["limits"], "a CPU was asked for"
+
+
+def test_the_pods_of_the_shipped_template_are_made_in_a_restricted_namespace(
+    prepared: Prepared, storage: Storage, cluster: Cluster
+) -> None:
+    job = launch(prepared, storage, cluster).job
+    assert job
+    deadline = time.monotonic() + 30
+    while not (pods := cluster.pods(job["metadata"]["uid"])):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert len(pods) == 1
+
+
+def test_the_same_twice_is_one_run(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
+    first, second = launch(prepared, storage, cluster), launch(prepared, storage, cluster)
+    assert (first.created, second.created) == (True, False)
+    assert first.job
+    assert second.job
+    assert first.job["metadata"]["uid"] == second.job["metadata"]["uid"]
+
+
+def test_fifty_launchers_at_once_make_one_job(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
+    with ThreadPoolExecutor(50) as launchers:
+        launched = list(launchers.map(lambda _: launch(prepared, storage, cluster), range(50)))
+    assert sum(each.created for each in launched) == 1
+    assert len({each.job["metadata"]["uid"] for each in launched if each.job}) == 1
+    assert len(list(cluster.jobs(SELECTOR))) == 1
+
+
+@dataclass(frozen=True)
+class LosesAnswers(Cluster):
+    """A cluster whose answers to a POST never arrive, though it is carried out."""
+
+    def _send(self, method: str, path: str, query: Mapping[str, str] = {}, body: Json | None = None) -> Any:
+        answer = super()._send(method, path, query, body)
+        if method == "POST":
+            raise Lost("the connection was cut")
+        return answer
+
+
+def test_a_lost_answer_is_looked_up(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
+    launched = launch(prepared, storage, LosesAnswers(cluster.api, cluster.namespace))
+    assert launched.job
+    assert launched.job["metadata"]["name"] == prepared.run_id
+    assert len(list(cluster.jobs(SELECTOR))) == 1
+
+
+def test_a_job_of_another_spec_is_left_alone(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
+    other = copy.deepcopy(prepared.job)
+    other["metadata"]["annotations"][SPEC_SHA256] = "0" * 64
+    before = cluster.create_job(other)
+    with pytest.raises(TakenError, match="belongs to another spec"):
+        launch(prepared, storage, cluster)
+    after = cluster.get_job(prepared.run_id)
+    assert before
+    assert after
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+def test_a_failed_job_is_resumed_only_when_asked(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
+    first = launch(prepared, storage, cluster)
+    fail(cluster, prepared.run_id)
+    with pytest.raises(TakenError) as raised:
+        launch(prepared, storage, cluster)
+    assert "--resume" in raised.value.resolution
+    resumed = launch(prepared, storage, cluster, resume=True)
+    assert resumed.created
+    assert first.job
+    assert resumed.job
+    assert resumed.job["metadata"]["uid"] != first.job["metadata"]["uid"]
+
+
+def test_a_run_with_its_result_starts_nothing(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
+    storage.put(RunKeys(prepared.run_id).result, b"{}")
+    launched = launch(prepared, storage, cluster)
+    assert (launched.job, launched.created) == (None, False)
+    assert list(cluster.jobs(SELECTOR)) == []
+
+
+def test_again_is_another_run(
+    prepared: Prepared, config_file: Path, template: Manifest, storage: Storage, cluster: Cluster
+) -> None:
+    launch(prepared, storage, cluster)
+    again = prepare(config_file.read_bytes(), "config.yaml", template, storage, "ada", again=True)
+    assert again.run_id != prepared.run_id
+    assert launch(again, storage, cluster).created
+
+
+def test_a_dry_run_writes_nothing(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
+    assert cluster.create_job(prepared.job, dry_run=True)
+    assert list(cluster.jobs(SELECTOR)) == []
+    assert list(storage.list("")) == []
+
+
+WEAKENED = {
+    "allowPrivilegeEscalation != false": lambda pod, box: box["securityContext"].pop("allowPrivilegeEscalation"),
+    "unrestricted capabilities": lambda pod, box: box["securityContext"].pop("capabilities"),
+    "runAsNonRoot != true": lambda pod, box: pod["securityContext"].pop("runAsNonRoot"),
+    "runAsUser=0": lambda pod, box: pod["securityContext"].update(runAsUser=0),
+    "seccompProfile": lambda pod, box: pod["securityContext"].pop("seccompProfile"),
+    "hostNetwork": lambda pod, box: pod.update(hostNetwork=True),
+    "privileged": lambda pod, box: box["securityContext"].update(privileged=True, allowPrivilegeEscalation=True),
+    "hostPath": lambda pod, box: pod["volumes"].append({"name": "host", "hostPath": {"path": "/"}}),
+}
+
+
+@pytest.mark.parametrize("words", WEAKENED)
+def test_a_weakened_template_is_refused_in_the_servers_words(
+    words: str, prepared: Prepared, storage: Storage, cluster: Cluster
+) -> None:
+    job = copy.deepcopy(prepared.job)
+    pod = job["spec"]["template"]["spec"]
+    WEAKENED[words](pod, pod["containers"][0])
+    with pytest.raises(ConfigError, match=words):
+        launch(replace(prepared, job=job), storage, cluster)
+    deadline = time.monotonic() + 30
+    while list(cluster.jobs(SELECTOR)):
+        assert time.monotonic() < deadline, "no Job is left whose pods are never made"
+        time.sleep(0.2)
+
+
+def test_a_misspelt_field_is_named(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
+    job = copy.deepcopy(prepared.job)
+    job["spec"]["activeDeadlineSecond"] = 60
+    with pytest.raises(ConfigError, match="activeDeadlineSecond"):
+        launch(replace(prepared, job=job), storage, cluster)
+
+
+def test_a_namespace_that_is_not_there_is_named(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        launch(prepared, storage, Cluster(cluster.api, "nowhere"))
+
+
+def test_an_api_server_that_is_away_is_69(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
+    away = copy.copy(cluster.api)
+    away.configuration = copy.copy(away.configuration)
+    away.configuration.host = "https://127.0.0.1:1"
+    with pytest.raises(UnavailableError, match="does not answer"):
+        Cluster(away, cluster.namespace).get_job("x")
+
+
+def test_a_cancelled_run_has_no_job_and_says_who(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
+    job = launch(prepared, storage, cluster).job
+    assert job
+    cancelled = cancel(prepared.run_id, storage, cluster, "ada")
+    assert (cancelled.by, cancelled.job_uid) == ("ada", job["metadata"]["uid"])
+    deadline = time.monotonic() + 60
+    while cluster.get_job(prepared.run_id):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    cancel(prepared.run_id, storage, cluster, "bob")
+    kept = storage.get(RunKeys(prepared.run_id).cancelled)
+    assert kept
+    assert b'"ada"' in kept[0], "the first word stands while nothing was launched since"
+
+
+def test_a_job_that_the_launcher_did_not_make_is_not_cancelled(
+    prepared: Prepared, storage: Storage, cluster: Cluster
+) -> None:
+    foreign = copy.deepcopy(prepared.job)
+    foreign["metadata"]["annotations"] = {}
+    assert cluster.create_job(foreign)
+    with pytest.raises(TakenError, match="not made by the launcher"):
+        cancel(prepared.run_id, storage, cluster, "ada")
+    assert cluster.get_job(prepared.run_id)

@@ -1,0 +1,245 @@
+"""What is read of a run, as the job itself writes it, in a directory and in S3."""
+
+import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from job.attempt import Attempt, claim
+from job.contract.config import Dataset, Recipe, Training
+from job.contract.documents import (
+    Artifact,
+    Artifacts,
+    Cancelled,
+    Claim,
+    FrozenDataset,
+    FrozenModel,
+    Lease,
+    Outcome,
+    Result,
+    Spec,
+    TrainSummary,
+)
+from job.contract.errors import DataError
+from job.contract.keys import RunKeys, index_key, indexed, latest_key
+from job.contract.model import canonical_bytes, sha256_hex
+from job.logs import LogBuffer
+from job.run import Run, put_result, put_spec
+from job.settings import Settings, read_settings
+from job.stages import Stages
+from job.storage import Storage
+from job.storage.opening import open_storage
+from launcher.runs import RunDocuments, list_runs, newest_attempt, read_run
+from launcher.status import Phase, read_status
+
+SUMMARY = TrainSummary(
+    steps=1,
+    train_loss=1.0,
+    eval_loss=None,
+    tokens_seen=1,
+    tokens_trained=1,
+    trainable_parameters=1,
+    total_parameters=1,
+    effective_batch=1,
+    seconds=1.0,
+    device="cpu",
+    dtype="float32",
+    peak_memory_bytes=1,
+    memory_after_load_bytes=1,
+)
+
+
+@pytest.fixture(params=["directory", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    root = tmp_path / "runs" if request.param == "directory" else request.getfixturevalue("bucket")
+    return open_storage(str(root))
+
+
+def run_of(storage: Storage, run_id: str, name: str = "bot") -> Run:
+    recipe = Recipe(name=name, base_model="/base", dataset=Dataset(train="/rows"), training=Training(max_steps=1))
+    spec = Spec(
+        recipe=recipe,
+        gpus=0,
+        base_model=FrozenModel(uri="/base", files=()),
+        dataset=FrozenDataset(train=()),
+        image=None,
+        code_version="1",
+    )
+    return Run(storage, spec, run_id)
+
+
+@pytest.fixture
+def run(storage: Storage) -> Run:
+    return run_of(storage, "bot-0123456789")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Those of a pod of the Job `u1`, in a hurry."""
+    flags = ["--config", "c.yaml", "--runs", "unused", "--scratch", str(tmp_path)]
+    return read_settings(flags, {"FINETUNE_STALE_SECONDS": "0.1", "FINETUNE_JOB_UID": "u1", "FINETUNE_POD": "p1"})
+
+
+def attempt(run: Run, number: int) -> Attempt:
+    return Attempt(run, number, Stages(current="train", step=3, of=9), LogBuffer(), 30)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def publish(run: Run) -> Result:
+    """The run's result, committed as the job does it."""
+    stat = run.storage.put(f"{run.keys.attempt(1).artifacts('lora')}weights", b"weights")
+    artifact = Artifact(key=stat.key, size=7, sha256=sha256_hex(b"weights"), checksum=stat.checksum)
+    result = Result(
+        run_id=run.run_id,
+        spec_sha256=run.spec_sha256,
+        attempt=1,
+        artifacts=Artifacts(lora=(artifact,)),
+        train=SUMMARY,
+        seconds_by_stage={},
+        gpu_seconds=0.0,
+        versions={},
+        image=None,
+        code_version="1",
+        code_revision=None,
+    )
+    put_spec(run, b"config")
+    return put_result(run, result)
+
+
+def test_a_run_that_is_not_there_has_no_documents(run: Run) -> None:
+    found = read_run(run.storage, run.run_id, now())
+    assert {name for name, value in vars(found).items() if value is not None} == {"run_id"}
+    assert newest_attempt(run.storage, run.run_id) == 0
+    assert read_status(None, None, found, now()).phase == Phase.UNKNOWN
+
+
+def test_a_run_is_followed_from_its_first_claim_to_its_result(run: Run, settings: Settings) -> None:
+    def seen() -> tuple[RunDocuments, Phase]:
+        found = read_run(run.storage, run.run_id, now())
+        return found, read_status(None, None, found, now()).phase
+
+    put_spec(run, b"config")
+    assert claim(run, settings, now()) == 1
+    found, phase = seen()
+    assert found.spec == run.spec
+    assert found.claim
+    assert (found.claim.attempt, found.claim.job_uid, found.claim.pod) == (1, "u1", "p1")
+    assert (found.lease, found.outcome, phase) == (None, None, Phase.RUNNING)
+
+    with suppress(DataError), attempt(run, 1):
+        found, phase = seen()
+        raise DataError("row 7 is bad", "mend it")
+    assert found.lease
+    assert (found.lease.attempt, found.lease.step, found.lease.of, phase) == (1, 3, 9, Phase.RUNNING)
+    found, phase = seen()
+    assert found.outcome == Outcome(
+        code=65, name="DATA", stage="train", step=3, message="row 7 is bad", resolution="mend it"
+    )
+    assert phase == Phase.FAILED
+
+    assert claim(run, settings, now()) == 2
+    found, phase = seen()
+    assert found.claim
+    assert (found.claim.attempt, found.outcome, phase) == (2, None, Phase.RUNNING)
+    assert newest_attempt(run.storage, run.run_id) == 2
+
+    result = publish(run)
+    found, phase = seen()
+    assert (found.result, phase) == (result, Phase.SUCCEEDED)
+
+
+def test_the_newest_of_many_attempts_is_found(run: Run, settings: Settings) -> None:
+    later = now() + timedelta(hours=1)  # each has long been silent
+    for number in range(1, 13):
+        assert claim(run, settings, later) == number
+    run.storage.put(run.keys.attempt(9).outcome, b"not read")
+    found = read_run(run.storage, run.run_id, now())
+    assert found.claim
+    assert (found.claim.attempt, found.outcome) == (12, None)
+
+
+def test_the_age_is_that_of_the_last_sign_of_life_by_the_stores_clock(run: Run) -> None:
+    wrong_clock = now() - timedelta(days=1)
+    run.storage.put(run.keys.lease, canonical_bytes(Lease(attempt=1, heartbeat_at=wrong_clock, stage="train")))
+    time.sleep(1.1)  # S3 tells whole seconds
+    stat = run.storage.put(
+        run.keys.attempt(1).claim, canonical_bytes(Claim(attempt=1, spec_sha256="0" * 64, owner="o"))
+    )
+    read = read_run(run.storage, run.run_id, stat.last_modified + timedelta(seconds=7))
+    assert read.lease_age == timedelta(seconds=7)
+    time.sleep(1.1)
+    beat = run.storage.put(run.keys.lease, canonical_bytes(Lease(attempt=1, heartbeat_at=wrong_clock, stage="train")))
+    read = read_run(run.storage, run.run_id, beat.last_modified + timedelta(seconds=7))
+    assert read.lease_age == timedelta(seconds=7)
+
+
+def test_a_cancellation_is_read(run: Run) -> None:
+    cancelled = Cancelled(by="ada", at=now(), job_uid="u1", attempt=1)
+    run.storage.put(run.keys.cancelled, canonical_bytes(cancelled))
+    found = read_run(run.storage, run.run_id, now())
+    assert found.cancelled == cancelled
+    assert read_status(None, None, found, now()).phase == Phase.CANCELLED
+
+
+@pytest.mark.parametrize("name", ["spec", "cancelled", "lease", "result", "claim", "outcome"])
+@pytest.mark.parametrize("body", [b"", b"{", b'{"schema_version": 2}'])
+def test_a_document_that_does_not_parse_is_named(run: Run, settings: Settings, name: str, body: bytes) -> None:
+    claim(run, settings, now())
+    key = getattr(run.keys if name in ("spec", "cancelled", "lease", "result") else run.keys.attempt(1), name)
+    run.storage.put(key, body)
+    with pytest.raises(DataError) as raised:
+        read_run(run.storage, run.run_id, now())
+    assert f"{run.storage.uri}/{key} is not a {name.capitalize()}" in raised.value.message
+
+
+def test_runs_are_listed_newest_first_and_no_more_than_asked_for(storage: Storage) -> None:
+    result = publish(run_of(storage, "bot-0123456789"))
+    for name, day in (("bot", 1), ("bot", 3), ("bottle", 2), ("bottle", 4)):
+        storage.put(index_key(name, f"2020010{day}T000000Z", f"{name}-{day}"), b"")
+    newest, *older = list_runs(storage, "bot", 10)
+    assert (newest.name, newest.run_id, newest.result) == ("bot", "bot-0123456789", result)
+    assert abs(now() - newest.frozen_at) < timedelta(minutes=1)
+    assert [line.run_id for line in older] == ["bot-3", "bot-1"]
+    assert older[0].frozen_at == datetime(2020, 1, 3, tzinfo=UTC)
+    assert older[0].result is None
+    every = ["bot-0123456789", "bottle-4", "bot-3", "bottle-2", "bot-1"]
+    assert [line.run_id for line in list_runs(storage, None, 10)] == every
+    assert [line.run_id for line in list_runs(storage, None, 2)] == every[:2]
+    assert list_runs(storage, None, 0) == []
+    assert list_runs(storage, "bo", 10) == []
+
+
+def test_only_the_rows_that_are_shown_are_read(storage: Storage) -> None:
+    for day in (1, 2):
+        storage.put(index_key("bot", f"2020010{day}T000000Z", f"bot-{day}"), b"")
+    storage.put(RunKeys("bot-1").result, b"damaged")
+    assert [line.run_id for line in list_runs(storage, "bot", 1)] == ["bot-2"]
+    with pytest.raises(DataError, match=r"runs/bot-1/result\.json"):
+        list_runs(storage, "bot", 2)
+
+
+def test_what_else_lies_beside_the_index_is_no_run(storage: Storage) -> None:
+    for key in (latest_key("bot"), "models/README.md", "models/bot/runs/notes", "models/bot/runs/20209999T000000Z-x"):
+        storage.put(key, b"")
+    assert list_runs(storage, None, 10) == []
+
+
+def test_no_runs_are_listed_where_there_are_none(storage: Storage) -> None:
+    assert list_runs(storage, None, 10) == list_runs(storage, "bot", 10) == []
+
+
+@given(
+    st.from_regex(r"[a-z]([-a-z0-9]{0,20}[a-z0-9])?", fullmatch=True),
+    st.datetimes(datetime(1970, 1, 1), datetime(9999, 1, 1)),
+    st.from_regex(r"[a-z0-9]([-a-z0-9]{0,20}[a-z0-9])?", fullmatch=True),
+)
+def test_an_index_key_is_read_back_as_it_was_made(name: str, at: datetime, run_id: str) -> None:
+    key = index_key(name, f"{at:%Y%m%dT%H%M%SZ}", run_id)
+    assert indexed(key) == (name, at.replace(microsecond=0, tzinfo=UTC), run_id)
