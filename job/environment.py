@@ -57,6 +57,9 @@ def environment(
             "UNSLOTH_LLAMA_CPP_PATH": str(llama_cpp),
             "UNSLOTH_LLAMA_CPP_SCRIPTS_DIR": str(llama_cpp),
             "UNSLOTH_PARALLEL_GGUF_QUANTS": "0",
+            # Unsloth goes over the prepared rows once more, the first rank ahead of the others, in forked workers. An
+            # error there is swallowed, and the barrier that the other ranks wait at is never reached.
+            "UNSLOTH_DATASET_NUM_PROC": "0",
             "TOKENIZERS_PARALLELISM": "false",
         }
         | (_GPU if gpus else _CPU)

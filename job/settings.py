@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from job.contract.documents import STALE_SECONDS
 from job.contract.errors import UsageError
 from job.contract.keys import is_run_id
 
@@ -121,5 +122,5 @@ def read_settings(argv: Sequence[str], environment: Mapping[str, str] = os.envir
         image=environment.get("FINETUNE_IMAGE"),
         code_revision=environment.get("FINETUNE_CODE_REVISION"),
         heartbeat_seconds=seconds("FINETUNE_HEARTBEAT_SECONDS", 30),
-        stale_seconds=seconds("FINETUNE_STALE_SECONDS", 90),
+        stale_seconds=seconds("FINETUNE_STALE_SECONDS", STALE_SECONDS),
     )

@@ -43,7 +43,8 @@ def train(plan: Plan, teller: Teller) -> None:
     """The reference run, top to bottom.
 
     Raises:
-        BugError: a loss that is not a number, rows that the trainer changed, a base that is not 4-bit as asked.
+        BugError: a loss that is not a number, rows that the trainer changed, a base that is not 4-bit as asked,
+            ranks that do not train together.
         torch.OutOfMemoryError: the GPU's memory does not hold the config.
     """
     recipe, lora, training = plan.recipe, plan.recipe.lora, plan.recipe.training

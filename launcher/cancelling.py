@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from job.contract.documents import Cancelled
 from job.contract.errors import NoInputError, TakenError
 from job.contract.keys import RunKeys
-from job.contract.model import canonical_bytes
+from job.contract.model import canonical_bytes, read_document
 from job.storage import Storage
 from launcher.kube import Cluster
 from launcher.manifest import SPEC_SHA256
@@ -33,7 +33,11 @@ def cancel(run_id: str, storage: Storage, cluster: Cluster, by: str) -> Cancelle
     attempt = newest_attempt(storage, run_id)  # before the Job goes: what is claimed later is a later launch's
     if uid:
         cluster.delete_job(run_id, uid)
+    standing = storage.get(keys.cancelled)
+    if not job and standing:
+        told = read_document(Cancelled, standing[0], f"{storage.uri}/{keys.cancelled}")
+        if told.attempt >= attempt:  # else a cancel was cut off after it had deleted a later Job
+            return told
     cancelled = Cancelled(by=by, at=datetime.now(UTC), job_uid=uid, attempt=attempt)
-    if job or storage.head(keys.cancelled) is None:
-        storage.put(keys.cancelled, canonical_bytes(cancelled))
+    storage.put(keys.cancelled, canonical_bytes(cancelled))
     return cancelled

@@ -222,7 +222,8 @@ def list_(name: str | None, limit: int, runs: str | None, template: Path, output
         click.echo(json.dumps([line.model_dump(mode="json") for line in lines]))
         return
     for line in lines:
-        click.echo(f"{line.run_id}")
+        loss = f"loss {line.result.train.train_loss:.3f}" if line.result else "its result is gone"
+        click.echo(f"{line.run_id}  {line.frozen_at:%Y-%m-%d %H:%M}  {loss}")
 
 
 @cli.command()
@@ -303,7 +304,10 @@ def _wait(status: "RunStatus", storage: "Storage", cluster: "Cluster", timeout: 
             click.echo(f"{status.run_id} has not ended within {timeout:g} s", err=True)
             raise click.exceptions.Exit(TIMEOUT)
         time.sleep(_POLL_SECONDS)
-        status = _status(status.run_id, storage, cluster)
+        before, status = status, _status(status.run_id, storage, cluster)
+        if before.job_uid and not status.job_uid and not status.terminal:
+            click.echo(f"{status.run_id}: its Job was deleted", err=True)
+            raise click.exceptions.Exit(FAILED)
     return status
 
 

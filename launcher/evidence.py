@@ -11,19 +11,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from job.contract.documents import Outcome
+from job.contract.documents import STALE_SECONDS, Outcome
 from job.contract.exits import exit_name
-from launcher.manifest import CONTAINER
+from launcher.manifest import CONTAINER, QUEUE
 from launcher.runs import RunDocuments
 
 Json = Mapping[str, Any]
 
-# What the job itself takes: FINETUNE_STALE_SECONDS's default.
-_STALE = timedelta(seconds=90)
+_STALE = timedelta(seconds=STALE_SECONDS)
 # A pod's deletionTimestamp is the end of its grace period, at which its kubelet kills it: one that is still there so
 # long after has no kubelet. Allows for clocks that differ.
 _LOST = timedelta(seconds=60)
-_QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Evidence:
     @property
     def queue(self) -> str | None:
         """Kueue's queue."""
-        queue: str | None = _at(self.job, "metadata", "labels", _QUEUE)
+        queue: str | None = _at(self.job, "metadata", "labels", QUEUE)
         return queue
 
     @property

@@ -16,7 +16,8 @@ SPEC_SHA256, RUN_URI, SUBMITTER = f"{PREFIX}spec-sha256", f"{PREFIX}run-uri", f"
 SELECTOR = "app.kubernetes.io/name=finetune,app.kubernetes.io/managed-by=finetune-launcher"
 """Labels of every Job that the launcher made; it never deletes another."""
 CONTAINER = "trainer"
-_QUEUE = "kueue.x-k8s.io/queue-name"
+QUEUE = "kueue.x-k8s.io/queue-name"
+"""Kueue's label."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def build_job(template: Manifest, submission: Submission) -> Manifest:
     if compute.priority:
         spec["template"]["spec"]["priorityClassName"] = compute.priority
     if compute.queue:
-        metadata["labels"][_QUEUE] = compute.queue
+        metadata["labels"][QUEUE] = compute.queue
         spec["suspend"] = True  # Kueue starts it, also when its webhook is down
     set_env(container, "FINETUNE_CONFIG", submission.config_uri)
     resources = sizes(container, compute)

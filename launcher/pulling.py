@@ -1,23 +1,34 @@
 """Fetches what a run made. Needs the store alone, and reads result.json: a prefix is never listed."""
 
+import fcntl
 import hashlib
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from threading import Lock
 
-from job.contract.documents import Artifact, Latest, Result
-from job.contract.errors import DataError, NoInputError, UsageError
-from job.contract.keys import RunKeys, latest_key
+from job.contract.documents import Artifact, Artifacts, Latest, Result, Spec
+from job.contract.errors import DataError, NoInputError, TakenError, UsageError
+from job.contract.keys import RunKeys, is_run_id, latest_key
 from job.contract.model import read_document
 from job.storage import Progress, Storage, no_progress
-from job.storage.local_files import is_unfinished, local_errors
+from job.storage.local_files import is_unfinished, local_errors, whole_file
+from job.storage.names import checked_key
+from launcher.evidence import Evidence
+from launcher.runs import read_run
 
-KINDS = ("lora", "gguf", "merged", "report")
-_LATEST = "@latest"
-_AT_A_TIME = 8
-_BLOCK = 1 << 20
+KINDS = tuple(Artifacts.model_fields)
+
+_KEY = re.compile(r"runs/[^/]+/attempts/[0-9]+/([^/]+)/(.+)")  # as AttemptKeys.artifacts begins it
+_LIST = "`finetune list` names the runs that have succeeded."
+# The storage moves the parts of a larger file side by side itself; sixteen such files would be too many connections.
+_LARGE_BYTES = 8 << 20
+_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
@@ -35,138 +46,210 @@ class Pulled:
 def pull(storage: Storage, what: str, to: Path, only: str | None = None, progress: Progress = no_progress) -> Pulled:
     """The artifacts of a run, each under `to/<kind>/` and with its name once its SHA-256 is the result's.
 
-    What an earlier pull left there whole is not fetched again.
+    What an earlier pull left there whole is not fetched again; what is there and differs is replaced.
 
     Args:
         storage: the root of runs.
         what: a run id, or `NAME@latest`.
-        to: a directory.
+        to: a directory; it is made.
         only: a kind, or a quantization of the GGUF files such as `q4_k_m`.
-        progress: is told of bytes.
+        progress: is told of the bytes that move, by one thread at a time.
 
     Raises:
+        UsageError: `what` or `only` names nothing that can be.
         NoInputError: no such run, it has no result yet, or an artifact has gone.
-        UsageError: `only` names nothing that the run made.
-        DataError: an artifact is not what the result says.
+        DataError: an artifact is not what the result says, or its key leads elsewhere.
+        TakenError: another pull writes there.
     """
     run_id = run_of(storage, what)
-    result = read_result(storage, run_id)
-    wanted = {to / path: artifact for path, artifact in chosen(result, only)}
-    _clear(wanted)
-    told = Lock()
-
-    def advance(size: int) -> None:
-        with told:
-            progress(size)
-
-    with ThreadPoolExecutor(_AT_A_TIME, "pull") as workers:
-        try:
-            moved = list(workers.map(lambda item: _fetch(storage, item[1], item[0], advance), wanted.items()))
-        finally:
-            workers.shutdown(cancel_futures=True)
+    files = files_of(read_result(storage, run_id))
+    wanted = files if only is None else chosen(files, only, run_id, _line(storage, run_id))
+    with _alone(to):
+        _clear({(to / path).parent for path in files})
+        moved = sum(_fetch_all(storage, {to / path: artifact for path, artifact in wanted.items()}, progress))
     whole = sum(artifact.size for artifact in wanted.values())
-    return Pulled(run_id, tuple(wanted), sum(moved), whole - sum(moved))
+    return Pulled(run_id, tuple(to / path for path in wanted), moved, whole - moved)
 
 
 def run_of(storage: Storage, what: str) -> str:
-    """The run that `NAME@latest` means; any other word is a run id.
+    """The run that a run id or `NAME@latest` means; whether there is such a run is not looked at.
 
     Raises:
+        UsageError: it is neither.
         NoInputError: no run of that name has succeeded.
     """
-    if not what.endswith(_LATEST):
-        return what
-    key = latest_key(what.removesuffix(_LATEST))
+    name, at, word = what.partition("@")
+    if not is_run_id(name) or (at and word != "latest"):
+        raise UsageError(f"{what!r} is neither a run id nor NAME@latest", _LIST)
+    if not at:
+        return name
+    key = latest_key(name)
     if found := storage.get(key):
         return read_document(Latest, found[0], f"{storage.uri}/{key}").run_id
-    raise NoInputError(
-        f"there is no {storage.uri}/{key}: no run of that name has succeeded", "`finetune list` names runs."
-    )
+    raise NoInputError(f"there is no {storage.uri}/{key}: no run of that name has succeeded", _LIST)
 
 
 def read_result(storage: Storage, run_id: str) -> Result:
     """A run's result.
 
     Raises:
-        NoInputError: there is none; says whether there is such a run.
+        NoInputError: there is none; says whether there is such a run, and how far it came.
     """
     keys = RunKeys(run_id)
     if found := storage.get(keys.result):
         return read_document(Result, found[0], f"{storage.uri}/{keys.result}")
-    if storage.head(keys.spec):
-        raise NoInputError(f"{run_id} has no result yet", f"`finetune status {run_id}` tells how far it is.")
-    raise NoInputError(f"there is no run {run_id} under {storage.uri}", "`finetune list` names the runs.")
+    now = datetime.now(UTC)
+    documents = read_run(storage, run_id, now)
+    if documents.result:  # put in this very moment
+        return documents.result
+    run = Evidence({}, None, documents, now)
+    if documents.spec is None and run.attempt is None and storage.head(keys.config) is None:
+        raise NoInputError(f"there is no run {run_id} under {storage.uri}", _LIST)
+    raise NoInputError(
+        f"{run_id} has no result yet: {_how_far(run)}",
+        run.advice
+        if documents.outcome
+        else f"`finetune status {run_id}` tells how it is, `finetune wait` waits for it.",
+    )
 
 
-def chosen(result: Result, only: str | None) -> list[tuple[PurePosixPath, Artifact]]:
-    """The artifacts that `only` means, each with its path under the target.
+def _how_far(run: Evidence) -> str:
+    """How far a run without a result came, as the store alone knows it."""
+    cancelled, lease = run.documents.cancelled, run.documents.lease
+    told = [f"{cancelled.by} cancelled it"] if cancelled and run.cancelled else []
+    if run.attempt is None:
+        told.append("no attempt has begun")
+    elif run.documents.outcome:
+        told.append(f"{run.holder}: {run.ending}")
+    else:
+        began = lease if lease and lease.attempt == run.attempt else None  # else it is an older attempt's
+        step = f", step {began.step} of {began.of}" if began and began.step is not None else ""
+        stage = f"in the stage {began.stage}{step}" if began else "as it began"
+        told.append(f"{run.holder} was last heard of {run.silence} ago, {stage}")
+    return ", ".join(told)
+
+
+def _line(storage: Storage, run_id: str) -> str:
+    """The model line of a run, by which its GGUF files are named."""
+    key = RunKeys(run_id).spec
+    if found := storage.get(key):
+        return read_document(Spec, found[0], f"{storage.uri}/{key}").recipe.name
+    raise NoInputError(f"{storage.uri}/{key} has gone", "Pull without --only.")
+
+
+def files_of(result: Result) -> dict[PurePosixPath, Artifact]:
+    """What a run made, each by its path under the target.
 
     Raises:
-        UsageError: it means none.
         DataError: a key that would leave the target.
     """
-    found = [
-        (path_of(artifact, kind), artifact)
-        for kind in KINDS
-        for artifact in getattr(result.artifacts, kind)
-        if only in (None, kind) or (kind == "gguf" and artifact.key.endswith(f".{str(only).upper()}.gguf"))
-    ]
-    if not found:
-        made = [kind for kind in KINDS if getattr(result.artifacts, kind)]
-        files = [PurePosixPath(artifact.key).name for artifact in result.artifacts.gguf]
-        raise UsageError(
-            f"{result.run_id} made nothing that --only {only} names",
-            f"It made {', '.join(made)}; of gguf {', '.join(files) or 'nothing'}.",
-        )
-    return found
+    return {path_of(artifact.key, kind): artifact for kind in KINDS for artifact in getattr(result.artifacts, kind)}
 
 
-def path_of(artifact: Artifact, kind: str) -> PurePosixPath:
+def path_of(key: str, kind: str) -> PurePosixPath:
     """`<kind>/<path>` of `runs/<run>/attempts/<n>/<kind>/<path>`.
 
     Raises:
         DataError: the key is not of that form, or names a place outside.
     """
-    parts = artifact.key.split("/")
-    if len(parts) < 6 or parts[4] != kind or any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise DataError(f"the result names {artifact.key!r} among its {kind} files", "It was written by hand.")
-    return PurePosixPath(*parts[4:])
+    found = _KEY.fullmatch(checked_key(key, "result.json"))
+    if found is None or found[1] != kind:
+        raise DataError(f"the result names {key!r} among its {kind} files", "It was written by hand.")
+    return PurePosixPath(kind, found[2])
 
 
-def _clear(paths: Iterable[Path]) -> None:
-    """Removes what pulls that were cut left beside these files."""
-    for directory in {path.parent for path in paths}:
+def chosen(files: Mapping[PurePosixPath, Artifact], only: str, run_id: str, line: str) -> dict[PurePosixPath, Artifact]:
+    """The files that `only` means.
+
+    Args:
+        files: all that the run made.
+        only: a kind or a quantization.
+        run_id: the run's, to be told.
+        line: its model line. `<line>-lora.F16.gguf` is the adapter, and no quantization of the model.
+
+    Raises:
+        UsageError: it means none; names what there is.
+    """
+    kinds = {kind: [path for path in files if path.parts[0] == kind] for kind in KINDS}
+    made = {kind: paths for kind, paths in kinds.items() if paths}
+    for path in kinds["gguf"]:
+        if path.match(f"gguf/{line}.*.gguf"):
+            made[path.name.removeprefix(f"{line}.").removesuffix(".gguf").lower()] = [path]
+    if only.lower() not in made:
+        raise UsageError(f"{run_id} made no {only!r}", f"It made: {', '.join(made) or 'nothing'}.")
+    return {path: files[path] for path in made[only.lower()]}
+
+
+@contextmanager
+def _alone(to: Path) -> Iterator[None]:
+    """Makes the directory, and keeps other pulls out: they would clear away what this one has not finished."""
+    with local_errors(to):
+        if not to.exists():
+            to.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(to, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with local_errors(to):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with this process, however it ends
+            except BlockingIOError as error:
+                raise TakenError(f"another pull writes to {to}", "Wait for its end, or pull elsewhere.") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear(directories: Iterable[Path]) -> None:
+    """Removes what pulls that were cut left unfinished."""
+    for directory in directories:
         with local_errors(directory):
-            for left in directory.glob(".*") if directory.is_dir() else ():
+            for left in directory.iterdir() if directory.is_dir() else ():
                 if is_unfinished(left.name):
                     left.unlink()
+
+
+def _fetch_all(storage: Storage, wanted: Mapping[Path, Artifact], progress: Progress) -> list[int]:
+    """The bytes that each file took: small ones side by side, then the large ones one by one."""
+    told = Lock()
+
+    def advance(size: int) -> None:
+        with told:
+            progress(size)
+
+    large = [path for path, artifact in wanted.items() if artifact.size > _LARGE_BYTES]
+    small = [path for path in wanted if path not in large]
+    with ThreadPoolExecutor(_AT_A_TIME, "pull") as workers:
+        try:
+            moved = list(workers.map(lambda path: _fetch(storage, wanted[path], path, advance), small))
+        finally:
+            workers.shutdown(cancel_futures=True)
+    return moved + [_fetch(storage, wanted[path], path, advance) for path in large]
 
 
 def _fetch(storage: Storage, artifact: Artifact, path: Path, progress: Progress) -> int:
     """Bytes that had to be moved so that the file is there."""
     with local_errors(path):
-        if path.is_file() and path.stat().st_size == artifact.size and sha256_of(path) == artifact.sha256:
+        if path.is_file() and path.stat().st_size == artifact.size and _sha256_of(path) == artifact.sha256:
             return 0
     stat = storage.head(artifact.key)
     if stat is None:
         raise NoInputError(f"{storage.uri}/{artifact.key} has gone", "Train the run anew with --again.")
-    unchecked = path.with_name(f".{path.name}.pulled")  # one name, so that cuts leave one file behind, and it is reused
-    storage.download(stat, unchecked, progress)
-    with local_errors(path):
-        if sha256_of(unchecked) != artifact.sha256:
-            unchecked.unlink()
-            raise DataError(
-                f"{storage.uri}/{artifact.key} is not what the result says: its SHA-256 differs",
-                "It was replaced since. Train the run anew with --again.",
-            )
-        unchecked.replace(path)
+    if stat.size != artifact.size:
+        raise _replaced(storage, artifact, f"it has {stat.size} bytes instead of {artifact.size}")
+    with local_errors(path), whole_file(path) as file:
+        arrived = Path(file.name)
+        storage.download(stat, arrived, progress)  # puts its own file under this name, which then becomes `path`
+        if _sha256_of(arrived) != artifact.sha256:
+            raise _replaced(storage, artifact, "its SHA-256 differs")
     return artifact.size
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
+def _replaced(storage: Storage, artifact: Artifact, how: str) -> DataError:
+    return DataError(
+        f"{storage.uri}/{artifact.key} is not what the result says: {how}",
+        "It was replaced since. Train the run anew with --again.",
+    )
+
+
+def _sha256_of(path: Path) -> str:
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -106,7 +106,7 @@ class _Row(NamedTuple):
 
 
 _LAUNCH = "`launch` goes on from the newest checkpoint."
-_LOGS = "`logs` shows what it does."
+_LOGS = "`kubectl logs` shows what it does."
 # kubernetes.io/docs/concepts/cluster-administration/node-shutdown, "Non-graceful node shutdown"
 _OUT_OF_SERVICE = "Once it is surely off: `kubectl taint nodes {0.lost_node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute`."
 
@@ -204,7 +204,13 @@ _TABLE = (
     # No attempt of this Job yet. What comes before a claim has no limit in time.
     _Row(Phase.RUNNING, "Starting", lambda run: run.starts, "its pod has just started"),
     _Row(Phase.RUNNING, "NoHeartbeat", lambda run: run.running, "its pod runs, and has not claimed the run yet", _LOGS),
-    _Row(Phase.PENDING, "NoPodRuns", lambda run: run.job, "no pod of it runs yet", "`why` says what it waits for."),
+    _Row(
+        Phase.PENDING,
+        "NoPodRuns",
+        lambda run: run.job,
+        "no pod of it runs yet",
+        "`kubectl describe pods` says what it waits for.",
+    ),
     # There is no Job: the store alone knows.
     _Row(
         Phase.RUNNING,

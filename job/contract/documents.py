@@ -9,6 +9,9 @@ from job.contract.config import Recipe
 from job.contract.model import Document
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+STALE_SECONDS = 90
+"""An attempt whose last sign of life is older, by the store's clock, has died; FINETUNE_STALE_SECONDS in the job."""
+
 Stage = Literal["start", "download", "train", "export", "publish"]
 
 

@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -85,13 +88,26 @@ def test_a_cluster_that_is_not_there_is_64(terminal: Terminal, config_file: Path
 def test_progress_comes_from_the_store(
     terminal: Terminal, config_file: Path, storage: Storage, cluster: Cluster
 ) -> None:
-    from datetime import UTC, datetime
-
     launched = json.loads(terminal.run("launch", str(config_file), "-o", "json").stdout)
     lease = Lease(attempt=1, heartbeat_at=datetime.now(UTC), stage="train", step=12, of=60, loss=1.5, eta_seconds=90.0)
     storage.put(RunKeys(launched["run_id"]).lease, canonical_bytes(lease))
     told = json.loads(terminal.run("status", launched["run_id"], "-o", "json").stdout)
     assert (told["step"], told["of"], told["stage"]) == (12, 60, "train")
+
+
+def test_a_job_that_is_deleted_ends_the_wait(
+    terminal: Terminal, config_file: Path, storage: Storage, cluster: Cluster
+) -> None:
+    launched = json.loads(terminal.run("launch", str(config_file), "-o", "json").stdout)
+    keys = RunKeys(launched["run_id"])
+    lease = Lease(attempt=1, heartbeat_at=datetime.now(UTC), stage="train")  # a pod of it may still beat
+    storage.put(keys.lease, canonical_bytes(lease))
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(terminal.run, "wait", keys.run_id, "--timeout", "60")
+        time.sleep(5)
+        assert cluster.delete_job(keys.run_id, launched["job_uid"])
+        ended = waiting.result()
+    assert (ended.returncode, "its Job was deleted" in ended.stderr) == (1, True), ended.stderr
 
 
 def test_an_unknown_run_is_told(terminal: Terminal) -> None:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from tests.gpu_path import recording
+from tests.gpu_path.replacing import replace
 
 CARD = "FINETUNE_TEST_GPU"
 """Set: the same tests run on this machine's GPU, and nothing is emulated."""
@@ -38,24 +39,6 @@ def prepare() -> None:
             "UNSLOTH_DISABLE_PINNED_MEMORY": "1",  # needs a driver
         }
     sys.meta_path.insert(0, _AfterUnsloth())
-
-
-def replace(owner: Any, name: str, value: object) -> Any:
-    """Puts `value` in the place of an attribute that must be there.
-
-    Returns:
-        What was there.
-
-    Raises:
-        AttributeError: with its full name.
-    """
-    if not hasattr(owner, name):
-        raise AttributeError(
-            f"{getattr(owner, '__name__', owner)}.{name} is no more: the emulation needs a new home for it"
-        )
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    return before
 
 
 class _AfterUnsloth(MetaPathFinder):
@@ -117,7 +100,7 @@ def _install() -> None:
     from unsloth import trainer
     from unsloth.kernels import cross_entropy_loss
     from unsloth.kernels import utils as kernels
-    from unsloth.models import llama, loader, rl
+    from unsloth.models import _utils, llama, loader, rl
     from unsloth.utils import attention_dispatch
     from unsloth_zoo import device_type, saving_utils
 
@@ -133,9 +116,13 @@ def _install() -> None:
         replace(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
         replace(device_type, "device_is_bf16_supported", lambda *_, **__: True)
         replace(training_args, "is_torch_bf16_gpu_available", lambda: True)
-        for name, module in list(sys.modules.items()):
-            if name.startswith("unsloth") and "SUPPORTS_BFLOAT16" in vars(module):
-                replace(module, "SUPPORTS_BFLOAT16", True)
+        aliases = [
+            module
+            for name, module in sys.modules.items()
+            if name.startswith("unsloth") and "SUPPORTS_BFLOAT16" in vars(module)
+        ]
+        for module in (_utils, *aliases):  # asked at import, and copied about
+            replace(module, "SUPPORTS_BFLOAT16", True)
 
     # Placement: the one device is the CPU, with one slot for RoPE tables and decode scratch.
     replace(loader, "prepare_device_map", lambda: ({"": "cpu"}, True))

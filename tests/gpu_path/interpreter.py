@@ -5,6 +5,8 @@ import functools
 from collections import Counter
 from typing import Any
 
+from tests.gpu_path.replacing import replace
+
 SPOILS = {
     "rms_eps": ("_rms_layernorm_forward", "eps_f32 = tl.full((), eps,", "eps_f32 = tl.full((), 10 * eps,"),
     "rms_backward": ("_rms_backward_row", "(n_cols * dY_W - normed * rowsum_dY_normed)", "(n_cols * dY_W)"),
@@ -24,13 +26,11 @@ def count_launches(launches: Counter[str]) -> None:
     """Counts each launch by its kernel's name."""
     from triton.runtime import interpreter
 
-    call = interpreter.GridExecutor.__call__
-
     def counted(self: Any, *given: Any, **named: Any) -> Any:
         launches[self.fn.__name__] += 1
         return call(self, *given, **named)
 
-    interpreter.GridExecutor.__call__ = counted
+    call = replace(interpreter.GridExecutor, "__call__", counted)
 
 
 def faster() -> None:
@@ -41,7 +41,7 @@ def faster() -> None:
     builder = interpreter.interpreter_builder
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
     # triton.language is bound anew for the same function at every call of it.
-    interpreter._patch_lang = functools.lru_cache(maxsize=None)(interpreter._patch_lang)
+    replace(interpreter, "_patch_lang", functools.lru_cache(maxsize=None)(interpreter._patch_lang))
 
 
 def bfloat16_arithmetic() -> None:
@@ -55,7 +55,6 @@ def bfloat16_arithmetic() -> None:
     from triton.runtime import interpreter
 
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
-    cast, binary, fma = builder.cast_impl, builder.binary_op, builder.create_fma
 
     def are_bfloat16(*handles: Any) -> bool:
         return all(each.dtype.scalar == tl.bfloat16 for each in handles)
@@ -88,7 +87,9 @@ def bfloat16_arithmetic() -> None:
         exact = widen(x).astype(np.float64) * widen(y) + widen(z)
         return handle(narrow(exact), tl.bfloat16)
 
-    builder.cast_impl, builder.binary_op, builder.create_fma = cast_impl, binary_op, create_fma
+    cast = replace(builder, "cast_impl", cast_impl)
+    binary = replace(builder, "binary_op", binary_op)
+    fma = replace(builder, "create_fma", create_fma)
 
 
 def spoil(name: str, hits: Counter[str]) -> None:
@@ -96,7 +97,6 @@ def spoil(name: str, hits: Counter[str]) -> None:
     from triton.runtime import interpreter
 
     kernel, right, wrong = SPOILS[name]
-    prepare = interpreter.FunctionRewriter._prepare_source
 
     def spoilt(self: Any, lines: Any) -> str:
         source: str = prepare(self, lines)
@@ -107,4 +107,4 @@ def spoil(name: str, hits: Counter[str]) -> None:
             source = source.replace(right, wrong)
         return source
 
-    interpreter.FunctionRewriter._prepare_source = spoilt
+    prepare = replace(interpreter.FunctionRewriter, "_prepare_source", spoilt)

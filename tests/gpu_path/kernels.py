@@ -5,6 +5,7 @@ gradients, and which kernels were launched. Sizes are odd, so that masked lanes 
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,8 @@ def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
     """The largest difference, relative to the largest value."""
+    if not torch.isfinite(one).all():
+        return math.inf  # `max` passes over what is not a number
     return float((one.float() - other.float()).abs().max() / other.float().abs().max())
 
 

@@ -1,13 +1,15 @@
 """What a training run is observed by, and started from, in every backend alike."""
 
 import atexit
-import functools
 import hashlib
 import json
 import os
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from tests.gpu_path.replacing import replace
 
 launches: Counter[str] = Counter()
 """Launches of each kernel."""
@@ -21,14 +23,12 @@ def install() -> None:
     """Records batches and launches into the file that GPU_PATH_RECORD names, and starts every adapter from the same values."""
     from unsloth import FastLanguageModel
 
-    get_peft_model = FastLanguageModel.get_peft_model
-
     def started(*given: Any, **named: Any) -> Any:
         model = get_peft_model(*given, **named)
         start_adapter(model)
         return model
 
-    FastLanguageModel.get_peft_model = staticmethod(started)
+    get_peft_model = replace(FastLanguageModel, "get_peft_model", staticmethod(started))
     record_batches()
     if name := os.environ.get("GPU_PATH_RECORD"):
         rank = os.environ.get("RANK", "0")
@@ -40,13 +40,13 @@ def _write(path: Path) -> None:
 
 
 def start_adapter(model: Any, seed: int = 11) -> None:
-    """The same start in every backend. B is not zero, so that A has a gradient at once."""
+    """The same start in every backend, tensor by tensor. B is not zero, so that A has a gradient at once."""
     import torch
 
-    draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        for name, parameter in model.named_parameters():
             if "lora_" in name:
+                draw = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=draw))
 
 
@@ -54,9 +54,6 @@ def record_batches() -> None:
     """Hashes what the trainer hands to its collator for training."""
     from transformers import Trainer
 
-    get_train_dataloader = Trainer.get_train_dataloader
-
-    @functools.wraps(get_train_dataloader)
     def recorded(self: Any) -> Any:
         collate = self.data_collator
 
@@ -71,4 +68,4 @@ def record_batches() -> None:
         finally:
             self.data_collator = collate
 
-    Trainer.get_train_dataloader = recorded
+    get_train_dataloader = replace(Trainer, "get_train_dataloader", recorded)

@@ -5,26 +5,47 @@ from pathlib import Path
 import pytest
 import torch
 
-from job.contract.events import Loaded, Step
+from job.children import train_command
+from job.contract.errors import BugError
+from job.contract.events import Loaded, Saved, Step
 from job.contract.events import Trained as TrainedEvent
+from job.contract.plan import Plan
 from job.scratch import Scratch
 from tests.gpu_path.emulation import on_card
-from tests.gpu_path.runs import STEPS, Distance, Trained, distance, gpu_config, gpu_plan, train
-from tests.gpu_path.test_training import LOSS
+from tests.gpu_path.runs import LOSS, STEPS, Distance, Trained, distance, gpu_config, gpu_plan, run_ours, train
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Scratch:
+    return Scratch(tmp_path / "ranks")
+
+
+@pytest.fixture
+def plan(scratch: Scratch, base: Path) -> Plan:
+    training = {"gradient_accumulation_steps": 1, "save_steps": 3}
+    return gpu_plan(scratch, base, gpu_config(base, training=training, gpus=2))
 
 
 def test_two_ranks_train_as_one_that_accumulates(
-    lora: Trained, plain_lora: Trained, base: Path, figures: dict[str, Distance], tmp_path: Path
+    lora: Trained, plain_lora: Trained, plan: Plan, scratch: Scratch, figures: dict[str, Distance]
 ) -> None:
     if on_card() and torch.cuda.device_count() < 2:
         pytest.skip("needs two cards")
-    scratch = Scratch(tmp_path / "ranks")
-    config = gpu_config(base, training={"gradient_accumulation_steps": 1})
-    plan = gpu_plan(scratch, base, config).model_copy(update={"gpus": 2})
+    rows = Path(plan.train_rows).stat().st_mtime_ns
     ranks = train(plan, scratch)
     figures["two ranks beside one"] = apart = distance(ranks, lora, plain_lora.start)
     assert apart.within(LOSS, LOSS), apart
     kinds = [type(event) for event in ranks.events]
-    assert (kinds.count(Loaded), kinds.count(Step), kinds.count(TrainedEvent)) == (1, STEPS, 1), (
-        "the first rank alone tells"
-    )
+    first_alone = [kinds.count(kind) for kind in (Loaded, Step, Saved, TrainedEvent)]
+    assert first_alone == [1, STEPS, 1, 1], "the first rank alone tells"
+    [checkpoint] = scratch.checkpoints.iterdir()
+    assert {path.name for path in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    assert {path.name for path in scratch.root.glob("*adapter*")} == {"adapter"}, "and alone writes"
+    assert Path(plan.train_rows).stat().st_mtime_ns == rows, "the rows were prepared once"
+    assert not list(scratch.trainer.rglob("*.arrow"))
+
+
+def test_ranks_that_do_not_train_together_are_a_bug(plan: Plan, scratch: Scratch) -> None:
+    alone = train_command(scratch.plan, 1)
+    with pytest.raises(BugError, match=r"1 processes train together, and compute\.gpus is 2"):
+        run_ours(alone, plan, scratch)

@@ -182,7 +182,7 @@ def test_the_age_is_that_of_the_last_sign_of_life_by_the_stores_clock(run: Run) 
 
 def test_a_cancellation_is_read(run: Run) -> None:
     cancelled = Cancelled(by="ada", at=now(), job_uid="u1", attempt=1)
-    run.storage.put(run.keys.cancelled, canonical_bytes(cancelled))
+    run.storage.put(f"runs/{run.run_id}/cancelled.json", canonical_bytes(cancelled))
     found = read_run(run.storage, run.run_id, now())
     assert found.cancelled == cancelled
     assert read_status(None, None, found, now()).phase == Phase.CANCELLED

@@ -336,6 +336,11 @@ def test_a_queue_of_kueue_is_named() -> None:
     assert read_status(JOBS["queued"], [], NOTHING, NOW).reason == "Suspended"
 
 
+def test_a_queued_job_that_is_deleted_is_ending() -> None:
+    status = read_status(deleted(job(suspend=True), JUST_NOW), [], NOTHING, NOW)
+    assert (status.phase, status.reason) == (Phase.FAILING, "JobDeleted")
+
+
 def test_a_condition_that_is_not_true_is_none() -> None:
     over = job("Failed", "Complete", "FailureTarget")
     for condition in over["status"]["conditions"]:

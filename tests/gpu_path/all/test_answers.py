@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from job.contract.events import Sample
 from job.scratch import Scratch
-from tests.gpu_path.runs import answers, export, gpu_config, gpu_plan, train
+from tests.gpu_path.runs import LOGITS, answers, export, gpu_config, gpu_plan, train
 
 PROMPTS = ["Ada has 3 coins and finds 4 more.", "How many coins?", "Cleo has 41 coins and finds 2 more. How many now?"]
 SAMPLES = {"prompts": PROMPTS, "max_new_tokens": 12, "temperature": 0}
@@ -22,10 +22,11 @@ def test_the_adapter_answers_in_plain_peft_as_on_the_gpu_path(four_bit: bool, ba
     plan = gpu_plan(scratch, base, config)
     trained = train(plan, scratch)
     plain, ours = answers("plain", plan, scratch), answers("product", plan, scratch)
-    told = [event.answer for event in trained.events if isinstance(event, Sample) and event.model == "tuned"]
-    assert told == ours.texts == plain.texts
+    told = [event for event in trained.events if isinstance(event, Sample) and event.model == "tuned"]
+    assert all(sample.answer and sample.error is None for sample in told)
+    assert [sample.answer for sample in told] == ours.texts == plain.texts
     for number, logits in plain.logits.items():
-        assert np.abs(ours.logits[number] - logits).max() <= 1e-5 * np.abs(logits).max()
+        assert np.abs(ours.logits[number] - logits).max() <= LOGITS * np.abs(logits).max()
 
 
 def test_a_4_bit_trained_adapter_is_merged_as_peft_does_it(base16: Path, tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from job.contract.plan import Plan
 from job.scratch import Scratch
 from tests.gpu_path.emulation import on_card
 from tests.gpu_path.interpreter import SPOILS
-from tests.gpu_path.runs import Distance, Trained, distance, gpu_config, gpu_plan, reference, train
-from tests.gpu_path.test_training import ADAPTER, LOSS
+from tests.gpu_path.runs import ADAPTER, LOSS, Distance, Trained, distance, gpu_config, gpu_plan, reference, train
 from tests.tiny import write_rows
 
 STEPS = 2
