@@ -114,10 +114,8 @@ def train(plan: Plan, teller: Teller) -> None:
             disable_tqdm=True,
         ),
     )
-    if trainer.accelerator.num_processes != max(1, plan.gpus):  # else each would train, and write, alone
-        raise BugError(
-            f"{trainer.accelerator.num_processes} processes train together, of {plan.gpus} that were started"
-        )
+    if (together := trainer.accelerator.num_processes) != max(1, plan.gpus):  # each would train, and write, alone
+        raise BugError(f"{together} processes train together, and compute.gpus is {plan.gpus}")
     assert_same_rows(rows, trainer.train_dataset, training.packing)
     if eval_rows:
         assert_same_rows(eval_rows, trainer.eval_dataset, training.packing)
