@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from job.contract.config import Recipe, RunConfig, Uris
 from job.contract.documents import FrozenDataset, FrozenModel, FrozenObject, Spec
 from job.contract.errors import DataError, NoInputError
+from job.contract.keys import RunKeys, run_id_of
+from job.contract.model import canonical_bytes
 from job.storage import Progress, Stat, Storage, no_progress
 from job.storage.opening import locate
 from job.storage.transfer import download_all
@@ -69,6 +71,14 @@ def freeze(config: RunConfig, image: str | None, code_version: str, again: int =
         code_version=code_version,
         again=again,
     )
+
+
+def anew(spec: Spec, storage: Storage) -> Spec:
+    """The spec with the first ordinal that no run under the root `storage` has: a fresh run of the same."""
+    while True:
+        spec = spec.model_copy(update={"again": spec.again + 1})
+        if storage.head(RunKeys(run_id_of(spec.recipe.name, canonical_bytes(spec))).spec) is None:
+            return spec
 
 
 def _template_text(chat_template: str | None) -> str | None:

@@ -11,7 +11,7 @@ from job.contract.documents import Latest, Result, Spec
 from job.contract.errors import DataError, TakenError
 from job.contract.keys import RunKeys, index_key, latest_key, run_id_of
 from job.contract.model import canonical_bytes, read_document, sha256_hex
-from job.inputs import freeze, resolved
+from job.inputs import anew, freeze, resolved
 from job.settings import Settings
 from job.storage import Storage
 
@@ -59,11 +59,9 @@ def identify(config: RunConfig, storage: Storage, settings: Settings) -> Run:
             )
         return Run(storage, spec, settings.run_id)
     spec = freeze(config, settings.image, version("finetune"))
-    while True:
-        run = Run(storage, spec, settings.run_id or run_id_of(spec.recipe.name, canonical_bytes(spec)))
-        if not settings.again or (spec.again and storage.head(run.keys.spec) is None):
-            return run
-        spec = spec.model_copy(update={"again": spec.again + 1})
+    if settings.again:
+        spec = anew(spec, storage)
+    return Run(storage, spec, settings.run_id or run_id_of(spec.recipe.name, canonical_bytes(spec)))
 
 
 def differences(spec: Spec, config: RunConfig) -> str:

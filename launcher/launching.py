@@ -14,7 +14,7 @@ from job.contract.documents import Spec
 from job.contract.errors import TakenError, UnavailableError
 from job.contract.keys import RunKeys, config_key, run_id_of
 from job.contract.model import canonical_bytes, sha256_hex
-from job.inputs import freeze
+from job.inputs import anew, freeze
 from job.storage import Storage
 from launcher.kube import Cluster, Json, Lost
 from launcher.manifest import SPEC_SHA256, Manifest, Submission, build_job, image_of
@@ -67,17 +67,9 @@ def prepare(
     config = parse_config(config_bytes, source)
     spec = freeze(config, image_of(template), version("finetune"))
     if again:
-        spec = _next(spec, storage)
+        spec = anew(spec, storage)
     run_id = run_id_of(spec.recipe.name, canonical_bytes(spec))
     return Prepared(config_bytes, spec, run_id, _job(config, config_bytes, spec, run_id, template, storage, submitter))
-
-
-def _next(spec: Spec, storage: Storage) -> Spec:
-    """The spec with the first ordinal that no run has."""
-    while True:
-        spec = spec.model_copy(update={"again": spec.again + 1})
-        if storage.head(RunKeys(run_id_of(spec.recipe.name, canonical_bytes(spec))).spec) is None:
-            return spec
 
 
 def _job(

@@ -5,12 +5,10 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from threading import Lock
 
 from job.contract.documents import Artifact, Artifacts, Latest, Result, Spec
 from job.contract.errors import DataError, NoInputError, TakenError, UsageError
@@ -19,6 +17,7 @@ from job.contract.model import read_document
 from job.storage import Progress, Storage, no_progress
 from job.storage.local_files import is_unfinished, local_errors, whole_file
 from job.storage.names import checked_key
+from job.storage.transfer import each_file, one_at_a_time
 from launcher.evidence import Evidence
 from launcher.runs import read_run
 
@@ -26,9 +25,6 @@ KINDS = tuple(Artifacts.model_fields)
 
 _KEY = re.compile(r"runs/[^/]+/attempts/[0-9]+/([^/]+)/(.+)")  # as AttemptKeys.artifacts begins it
 _LIST = "`finetune list` names the runs that have succeeded."
-# The storage moves the parts of a larger file side by side itself; sixteen such files would be too many connections.
-_LARGE_BYTES = 8 << 20
-_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,12 @@ def pull(storage: Storage, what: str, to: Path, only: str | None = None, progres
     wanted = files if only is None else chosen(files, only, run_id, _line(storage, run_id))
     with _alone(to):
         _clear({(to / path).parent for path in files})
-        moved = sum(_fetch_all(storage, {to / path: artifact for path, artifact in wanted.items()}, progress))
+        told = one_at_a_time(progress)
+        moved = sum(
+            each_file(
+                lambda file: _fetch(storage, file[1], to / file[0], told), wanted.items(), lambda file: file[1].size
+            )
+        )
     whole = sum(artifact.size for artifact in wanted.values())
     return Pulled(run_id, tuple(to / path for path in wanted), moved, whole - moved)
 
@@ -205,24 +206,6 @@ def _clear(directories: Iterable[Path]) -> None:
             for left in directory.iterdir() if directory.is_dir() else ():
                 if is_unfinished(left.name):
                     left.unlink()
-
-
-def _fetch_all(storage: Storage, wanted: Mapping[Path, Artifact], progress: Progress) -> list[int]:
-    """The bytes that each file took: small ones side by side, then the large ones one by one."""
-    told = Lock()
-
-    def advance(size: int) -> None:
-        with told:
-            progress(size)
-
-    large = [path for path, artifact in wanted.items() if artifact.size > _LARGE_BYTES]
-    small = [path for path in wanted if path not in large]
-    with ThreadPoolExecutor(_AT_A_TIME, "pull") as workers:
-        try:
-            moved = list(workers.map(lambda path: _fetch(storage, wanted[path], path, advance), small))
-        finally:
-            workers.shutdown(cancel_futures=True)
-    return moved + [_fetch(storage, wanted[path], path, advance) for path in large]
 
 
 def _fetch(storage: Storage, artifact: Artifact, path: Path, progress: Progress) -> int:

@@ -11,6 +11,7 @@ from uuid import uuid4
 import boto3
 import pytest
 
+from examples.demo.base_model import CACHE
 from examples.demo.server import s3_server
 from job.storage.s3_client import forget_client
 
@@ -48,9 +49,8 @@ def bucket(seaweed: str) -> str:
 @pytest.fixture(scope="session")
 def llama_cpp() -> Path:
     """The converter's directory, as `make llama-cpp` prepares it."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
     prepared = subprocess.run(
-        [ROOT / "docker" / "llama-cpp.sh", cache],
+        [ROOT / "docker" / "llama-cpp.sh", CACHE],
         env=os.environ | {"PYTHON": sys.executable},
         stdout=subprocess.PIPE,
         text=True,

@@ -26,8 +26,8 @@ def download_all(files: Iterable[tuple[Storage, Stat, Path]], progress: Progress
     Raises:
         JobError: the first that a file raised; files that are whole by then stay.
     """
-    told = _one_at_a_time(progress)
-    _each_file(lambda file: file[0].download(file[1], file[2], told), files, lambda file: file[1].size)
+    told = one_at_a_time(progress)
+    each_file(lambda file: file[0].download(file[1], file[2], told), files, lambda file: file[1].size)
 
 
 def upload_directory(
@@ -42,7 +42,7 @@ def upload_directory(
         NoInputError: there is no file.
         JobError: what `Storage.upload` raises.
     """
-    told = _one_at_a_time(progress)
+    told = one_at_a_time(progress)
     with local_errors(directory):
         sizes = {
             path.relative_to(directory).as_posix(): path.stat().st_size
@@ -51,14 +51,20 @@ def upload_directory(
         }
     if not sizes:
         raise NoInputError(f"{directory} holds no file")
-    sent = _each_file(
+    sent = each_file(
         lambda name: (name, storage.upload(directory / name, f"{prefix}{name}", told)), sorted(sizes), sizes.__getitem__
     )
     return sorted(sent, key=lambda pair: pair[0])
 
 
-def _each_file(move: Callable[[Task], Result], files: Iterable[Task], size: Callable[[Task], int]) -> list[Result]:
-    """What `move` gives for each file: small ones first and side by side, then the large ones one by one."""
+def each_file(move: Callable[[Task], Result], files: Iterable[Task], size: Callable[[Task], int]) -> list[Result]:
+    """What `move` gives for each file: small ones first and side by side, then the large ones one by one.
+
+    Args:
+        move: of one file; called by many threads.
+        files: in any order.
+        size: of a file, in bytes.
+    """
     small: list[Task] = []
     large: list[Task] = []
     for file in files:
@@ -71,7 +77,8 @@ def _each_file(move: Callable[[Task], Result], files: Iterable[Task], size: Call
     return moved + [move(file) for file in large]
 
 
-def _one_at_a_time(progress: Progress) -> Progress:
+def one_at_a_time(progress: Progress) -> Progress:
+    """A progress that many threads may call; it tells `progress` by one of them at a time."""
     lock = threading.Lock()
 
     def told(size: int) -> None:

@@ -3,7 +3,6 @@
 The binaries are built once from Go modules (`build.sh`), into a cache outside the tree.
 """
 
-import os
 import ssl
 import subprocess
 import time
@@ -14,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.demo.base_model import CACHE
 from examples.demo.server import free_ports
 
 HERE = Path(__file__).parent
@@ -23,7 +23,7 @@ _SERVICES = "10.96.0.0/16"
 
 def binaries() -> Path:
     """The folder of the built binaries."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune" / "kubernetes-1.37"
+    cache = CACHE / "kubernetes-1.37"
     subprocess.run([HERE / "build.sh", cache], check=True)
     return cache / "bin"
 

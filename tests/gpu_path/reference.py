@@ -5,7 +5,6 @@ transformers' own tokenizer, so that batches, order and masks of `job.dataset` a
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from tests.gpu_path import recording
+from tests.gpu_path.emulation import on_card
 
 
 def row(messages: list[dict[str, str]], tokenizer: Any) -> dict[str, list[int]]:
@@ -81,7 +81,7 @@ def main(plan_path: str, chats_path: str, out: str) -> int:
             logging_steps=1,
             save_strategy="no",
             report_to="none",
-            use_cpu=not os.environ.get("FINETUNE_TEST_GPU"),
+            use_cpu=not on_card(),
             bf16=recipe["dtype"] == "bfloat16",
             disable_tqdm=True,
         ),

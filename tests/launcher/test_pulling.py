@@ -23,7 +23,6 @@ from job.contract.documents import (
     Outcome,
     Result,
     Spec,
-    TrainSummary,
 )
 from job.contract.errors import DataError, JobError, NoInputError, TakenError, UsageError
 from job.contract.keys import RunKeys, latest_key
@@ -34,6 +33,7 @@ from job.storage.opening import open_storage
 from job.storage.s3_client import forget_client
 from launcher.pulling import KINDS, path_of, pull, run_of
 from tests.conftest import ROOT
+from tests.results import SUMMARY
 from tests.storage.faulty_s3 import faulty_s3
 
 RUN = "bot-0123456789"
@@ -43,21 +43,6 @@ FILES = {
     "merged": {"model.safetensors": b"large" * 2_000_000},
     "report": {"report.html": b"<html>", "tensorboard/events": b"events"},
 }
-_SUMMARY = TrainSummary(
-    steps=1,
-    train_loss=1.0,
-    eval_loss=None,
-    tokens_seen=1,
-    tokens_trained=1,
-    trainable_parameters=1,
-    total_parameters=1,
-    effective_batch=1,
-    seconds=1.0,
-    device="cpu",
-    dtype="float32",
-    peak_memory_bytes=1,
-    memory_after_load_bytes=1,
-)
 
 
 KEYS = RunKeys(RUN)
@@ -75,7 +60,7 @@ def result_of(artifacts: Artifacts, run_id: str = RUN, same_as: str | None = Non
         attempt=1,
         same_as=same_as,
         artifacts=artifacts,
-        train=_SUMMARY,
+        train=SUMMARY,
         seconds_by_stage={},
         gpu_seconds=0.0,
         versions={},

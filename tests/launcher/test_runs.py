@@ -22,7 +22,6 @@ from job.contract.documents import (
     Outcome,
     Result,
     Spec,
-    TrainSummary,
 )
 from job.contract.errors import DataError
 from job.contract.keys import RunKeys, index_key, indexed, latest_key
@@ -35,22 +34,7 @@ from job.storage import Storage
 from job.storage.opening import open_storage
 from launcher.runs import RunDocuments, list_runs, newest_attempt, read_run
 from launcher.status import Phase, read_status
-
-SUMMARY = TrainSummary(
-    steps=1,
-    train_loss=1.0,
-    eval_loss=None,
-    tokens_seen=1,
-    tokens_trained=1,
-    trainable_parameters=1,
-    total_parameters=1,
-    effective_batch=1,
-    seconds=1.0,
-    device="cpu",
-    dtype="float32",
-    peak_memory_bytes=1,
-    memory_after_load_bytes=1,
-)
+from tests.results import SUMMARY
 
 
 @pytest.fixture(params=["directory", "s3"])

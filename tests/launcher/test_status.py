@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.contract.documents import Artifacts, Cancelled, Claim, Lease, Outcome, Result, TrainSummary
+from job.contract.documents import Artifacts, Cancelled, Claim, Lease, Outcome, Result
 from job.contract.model import canonical_bytes
 from launcher.runs import RunDocuments
 from launcher.status import Phase, RunStatus, read_status
+from tests.results import SUMMARY
 
 Json = dict[str, Any]
 
@@ -25,21 +26,7 @@ RESULT = Result(
     spec_sha256="0" * 64,
     attempt=1,
     artifacts=Artifacts(),
-    train=TrainSummary(
-        steps=60,
-        train_loss=0.5,
-        eval_loss=None,
-        tokens_seen=1,
-        tokens_trained=1,
-        trainable_parameters=1,
-        total_parameters=1,
-        effective_batch=1,
-        seconds=1.0,
-        device="cpu",
-        dtype="float32",
-        peak_memory_bytes=1,
-        memory_after_load_bytes=1,
-    ),
+    train=SUMMARY.model_copy(update={"steps": 60, "train_loss": 0.5}),
     seconds_by_stage={},
     gpu_seconds=0.0,
     versions={},

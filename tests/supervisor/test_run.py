@@ -4,27 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from job.contract.documents import Artifact, Artifacts, Latest, Result, Spec, TrainSummary
+from job.contract.documents import Artifact, Artifacts, Latest, Result, Spec
 from job.contract.errors import DataError, TakenError
 from job.contract.keys import latest_key
 from job.contract.model import canonical_bytes, sha256_hex
 from job.run import Run, finish, finished, put_result, put_spec
-
-_SUMMARY = TrainSummary(
-    steps=1,
-    train_loss=1.0,
-    eval_loss=None,
-    tokens_seen=1,
-    tokens_trained=1,
-    trainable_parameters=1,
-    total_parameters=1,
-    effective_batch=1,
-    seconds=1.0,
-    device="cpu",
-    dtype="float32",
-    peak_memory_bytes=1,
-    memory_after_load_bytes=1,
-)
+from tests.results import SUMMARY
 
 
 def result_of(run: Run) -> Result:
@@ -36,7 +21,7 @@ def result_of(run: Run) -> Result:
         spec_sha256=run.spec_sha256,
         attempt=1,
         artifacts=Artifacts(lora=(artifact,)),
-        train=_SUMMARY,
+        train=SUMMARY,
         seconds_by_stage={"train": 1.0},
         gpu_seconds=0.0,
         versions={},
