@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,48 +55,100 @@ def cli() -> None:
     """Finetune LLMs on Kubernetes: one config, one Job, adapters and GGUF in S3."""
 
 
-def options(*given: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several click options as one decorator."""
-    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(given), command)
+@dataclass(frozen=True)
+class Site:
+    """The root of runs and the Job template, each opened when it is first asked for."""
+
+    runs: str | None
+    template_path: Path
+
+    @functools.cached_property
+    def template(self) -> "Manifest":
+        """The site's Job template."""
+        return _read_template(self.template_path)
+
+    @functools.cached_property
+    def storage(self) -> "Storage":
+        """The root: by the flag, the environment or the template."""
+        from job.storage.opening import open_storage
+        from launcher.manifest import env_of
+
+        root = self.runs or env_of(self.template, "FINETUNE_RUNS")
+        if not root:
+            raise UsageError("no root of runs", "Give --runs, or set FINETUNE_RUNS here or in the Job template.")
+        return open_storage(root)
 
 
-store = options(
-    click.option("--runs", envvar="FINETUNE_RUNS", help="where runs are kept: s3://bucket[/prefix] or a directory"),
-    click.option(
+@dataclass(frozen=True)
+class Access:
+    """How a cluster is reached."""
+
+    kubeconfig: str | None
+    context: str | None
+    namespace: str | None
+
+    def connect(self) -> "Cluster":
+        """The cluster; looked up only once the config is known to be right."""
+        from launcher.kube import connect
+
+        return connect(self.kubeconfig, self.context, self.namespace)
+
+
+def site_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command its `site`."""
+
+    @click.option("--runs", envvar="FINETUNE_RUNS", help="where runs are kept: s3://bucket[/prefix] or a directory")
+    @click.option(
         "--template",
         type=click.Path(path_type=Path),
         envvar="FINETUNE_TEMPLATE",
         default=Path("k8s/job.yaml"),
         show_default=True,
         help="the site's Job template",
-    ),
-)
-cluster_flags = options(
-    click.option("--kubeconfig", help="as kubectl's"),
-    click.option("--context", help="as kubectl's"),
-    click.option("-n", "--namespace", help="as kubectl's"),
-)
+    )
+    @functools.wraps(command)
+    def with_site(*given: Any, runs: str | None, template: Path, **named: Any) -> None:
+        command(*given, site=Site(runs, template), **named)
+
+    return with_site
+
+
+def cluster_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command its `access`."""
+
+    @click.option("--kubeconfig", help="as kubectl's")
+    @click.option("--context", help="as kubectl's")
+    @click.option("-n", "--namespace", help="as kubectl's")
+    @functools.wraps(command)
+    def with_access(
+        *given: Any, kubeconfig: str | None, context: str | None, namespace: str | None, **named: Any
+    ) -> None:
+        command(*given, access=Access(kubeconfig, context, namespace), **named)
+
+    return with_access
+
+
 output = click.option("-o", "output", type=click.Choice(["text", "json"]), default="text", help="text or json")
 
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@store
-def validate(config: Path, runs: str | None, template: Path) -> None:
+@site_flags
+def validate(config: Path, site: Site) -> None:
     """Check a config and its inputs; nothing is written."""
-    prepared = _prepare(config, _read_template(template), runs, again=False)
+    prepared = _prepare(config, site, again=False)
     click.echo(f"{config} is valid: it would be the run {prepared.run_id}")
 
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--again", is_flag=True, help="a fresh run of a spec that was launched before")
-@store
-def render(config: Path, again: bool, runs: str | None, template: Path) -> None:
+@site_flags
+def render(config: Path, again: bool, site: Site) -> None:
     """Print the Job that `launch` sends."""
     import yaml
 
-    job = _prepare(config, _read_template(template), runs, again).job
+    job = _prepare(config, site, again).job
     click.echo(yaml.safe_dump(job, sort_keys=False, width=120), nl=False)
 
 
@@ -106,7 +159,7 @@ def render(config: Path, again: bool, runs: str | None, template: Path) -> None:
 @click.option("--dry-run", type=click.Choice(["server"]), help="let the API server judge the Job; write nothing")
 @click.option("--wait", "wait_for", is_flag=True, help="until the run has ended")
 @click.option("--timeout", type=float, help="of --wait, in seconds")
-@store
+@site_flags
 @cluster_flags
 @output
 def launch(
@@ -116,74 +169,61 @@ def launch(
     dry_run: str | None,
     wait_for: bool,
     timeout: float | None,
-    runs: str | None,
-    template: Path,
-    kubeconfig: str | None,
-    context: str | None,
-    namespace: str | None,
+    site: Site,
+    access: Access,
     output: str,
 ) -> None:
     """Submit a config as a Job; the same config twice is one run."""
     from launcher import launching
 
-    site = _read_template(template)
-    prepared = _prepare(config, site, runs, again)
-    cluster = _connect(kubeconfig, context, namespace)
+    prepared = _prepare(config, site, again)
+    cluster = access.connect()
     if dry_run:
         taken = cluster.create_job(prepared.job, dry_run=True) is None
         click.echo(f"{prepared.run_id} would {'find its Job' if taken else 'be created'} in {cluster.namespace}")
         return
-    storage = _storage(runs, site)
-    launched = launching.launch(prepared, storage, cluster, resume)
+    launched = launching.launch(prepared, site.storage, cluster, resume)
     done = "is there already" if launched.job else "has its result already"
     click.echo(f"{launched.run_id} {'created' if launched.created else done}", err=True)
-    status = _status(launched.run_id, storage, cluster)
+    status = _status(launched.run_id, site.storage, cluster)
     if not wait_for:
         _show(status, output)
         return
-    ended = _wait(status, storage, cluster, timeout)
+    ended = _wait(status, site.storage, cluster, timeout)
     _show(ended, output)
     _end_as(ended)
 
 
 @cli.command()
 @click.argument("run")
-@store
+@site_flags
 @cluster_flags
 @output
 def status(
     run: str,
-    runs: str | None,
-    template: Path,
-    kubeconfig: str | None,
-    context: str | None,
-    namespace: str | None,
+    site: Site,
+    access: Access,
     output: str,
 ) -> None:
     """Tell how a run is."""
-    storage = _storage(runs, _read_template(template))
-    _show(_status(run, storage, _connect(kubeconfig, context, namespace)), output)
+    _show(_status(run, site.storage, access.connect()), output)
 
 
 @cli.command()
 @click.argument("run")
 @click.option("--timeout", type=float, help="in seconds")
-@store
+@site_flags
 @cluster_flags
 @output
 def wait(
     run: str,
     timeout: float | None,
-    runs: str | None,
-    template: Path,
-    kubeconfig: str | None,
-    context: str | None,
-    namespace: str | None,
+    site: Site,
+    access: Access,
     output: str,
 ) -> None:
     """Wait until a run has ended; exits with 1 when it has failed."""
-    storage = _storage(runs, _read_template(template))
-    cluster = _connect(kubeconfig, context, namespace)
+    storage, cluster = site.storage, access.connect()
     ended = _wait(_status(run, storage, cluster), storage, cluster, timeout)
     _show(ended, output)
     _end_as(ended)
@@ -191,33 +231,30 @@ def wait(
 
 @cli.command()
 @click.argument("run")
-@store
+@site_flags
 @cluster_flags
 def cancel(
     run: str,
-    runs: str | None,
-    template: Path,
-    kubeconfig: str | None,
-    context: str | None,
-    namespace: str | None,
+    site: Site,
+    access: Access,
 ) -> None:
     """End a run: its Job is deleted, and that it was cancelled is kept."""
     from launcher.cancelling import cancel as end
 
-    end(run, _storage(runs, _read_template(template)), _connect(kubeconfig, context, namespace), _user())
+    end(run, site.storage, access.connect(), _user())
     click.echo(f"{run} cancelled")
 
 
 @cli.command("list")
 @click.argument("name", required=False)
 @click.option("--limit", default=20, show_default=True)
-@store
+@site_flags
 @output
-def list_(name: str | None, limit: int, runs: str | None, template: Path, output: str) -> None:
+def list_(name: str | None, limit: int, site: Site, output: str) -> None:
     """List the newest succeeded runs, of one model line or of all."""
     from launcher.runs import list_runs
 
-    lines = list_runs(_storage(runs, _read_template(template)), name, limit)
+    lines = list_runs(site.storage, name, limit)
     if output == "json":
         click.echo(json.dumps([line.model_dump(mode="json") for line in lines]))
         return
@@ -230,26 +267,26 @@ def list_(name: str | None, limit: int, runs: str | None, template: Path, output
 @click.argument("what", metavar="RUN|NAME@latest")
 @click.option("--only", help="lora, gguf, merged, report, or a quantization such as q4_k_m")
 @click.option("--to", type=click.Path(path_type=Path), default=Path(), show_default=True, help="a directory")
-@store
-def pull(what: str, only: str | None, to: Path, runs: str | None, template: Path) -> None:
+@site_flags
+def pull(what: str, only: str | None, to: Path, site: Site) -> None:
     """Fetch a run's artifacts, each verified; run it again to go on after a cut."""
     from launcher.pulling import pull as fetch
 
-    storage = _storage(runs, _read_template(template))
+    storage = site.storage
     with click.progressbar(length=None, label="pulled", file=sys.stderr) as bar:  # type: ignore[var-annotated]
         pulled = fetch(storage, what, to, only, bar.update)
     for path in pulled.files:
         click.echo(path)
 
 
-def _prepare(config: Path, template: "Manifest", runs: str | None, again: bool) -> "Prepared":
+def _prepare(config: Path, site: Site, again: bool) -> "Prepared":
     from launcher import launching
 
     try:
         body = config.read_bytes()
     except OSError as error:
         raise NoInputError(f"{config}: {error.strerror}", "Check the path of the config.") from error
-    return launching.prepare(body, str(config), template, _storage(runs, template), _user(), again)
+    return launching.prepare(body, str(config), site.template, site.storage, _user(), again)
 
 
 def _read_template(path: Path) -> "Manifest":
@@ -264,22 +301,6 @@ def _read_template(path: Path) -> "Manifest":
     if not isinstance(template, dict) or template.get("kind") != "Job":
         raise ConfigError(f"{path} is not a Job", "Start from the k8s/job.yaml of this version.")
     return template
-
-
-def _storage(runs: str | None, template: "Manifest") -> "Storage":
-    from job.storage.opening import open_storage
-    from launcher.manifest import env_of
-
-    root = runs or env_of(template, "FINETUNE_RUNS")
-    if not root:
-        raise UsageError("no root of runs", "Give --runs, or set FINETUNE_RUNS here or in the Job template.")
-    return open_storage(root)
-
-
-def _connect(kubeconfig: str | None, context: str | None, namespace: str | None) -> "Cluster":
-    from launcher.kube import connect
-
-    return connect(kubeconfig, context, namespace)
 
 
 def _status(run_id: str, storage: "Storage", cluster: "Cluster") -> "RunStatus":
