@@ -7,7 +7,7 @@ from job.contract.errors import NoInputError, TakenError
 from job.contract.keys import RunKeys
 from job.contract.model import canonical_bytes, read_document
 from job.storage import Storage
-from launcher.kube import Cluster
+from launcher.cluster import Cluster
 from launcher.manifest import SPEC_SHA256
 from launcher.runs import newest_attempt
 

@@ -20,7 +20,7 @@ from job.contract.exits import Exit
 # All else is imported by the command that needs it: `finetune --help` and completion answer at once.
 if TYPE_CHECKING:
     from job.storage import Storage
-    from launcher.kube import Cluster
+    from launcher.cluster import Cluster
     from launcher.launching import Prepared
     from launcher.manifest import Manifest
     from launcher.status import RunStatus
@@ -89,9 +89,9 @@ class Access:
 
     def connect(self) -> "Cluster":
         """The cluster; looked up only once the config is known to be right."""
-        from launcher.kube import connect
+        from launcher.cluster import Cluster
 
-        return connect(self.kubeconfig, self.context, self.namespace)
+        return Cluster.connect(self.kubeconfig, self.context, self.namespace)
 
 
 def site_flags(command: Callable[..., None]) -> Callable[..., None]:

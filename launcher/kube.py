@@ -1,8 +1,13 @@
-"""The API server: one adapter over the official client, in plain JSON, with our errors and a timeout on every call."""
+"""The API server: kubeconfig or in-cluster to an `Api` that speaks plain JSON, with our errors and a timeout on every call.
+
+In JSON, not by the official client's typed methods: they refuse what the server of another version may know, and what it
+does not know the server itself names better. The client gives what is hard: credentials, TLS, proxies, retries of reads.
+"""
 
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,119 +22,38 @@ from job.contract.errors import ConfigError, JobError, PermissionDenied, Unavail
 
 Json = dict[str, Any]
 
-TIMEOUT = (5, 60)
-"""Seconds to connect and to read; the client's own default is to wait for ever."""
+CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
+"""The client's own default is to wait for ever."""
 _PAGE = 500
-_POD_SECURITY = "would violate PodSecurity"
 # The API server is there, and asks to come again.
 _BUSY = frozenset({429, 500, 502, 503, 504})
+_NO_RIGHT = re.compile(r"is forbidden: User .* cannot ")  # not a quota or a policy, which are 403 as well
+_TEMPLATE = "Change the Job template, or ask whoever runs the cluster."
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Lost(UnavailableError):
     """A request whose answer did not come: it may have been carried out."""
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """One namespace of a cluster."""
-
-    api: client.ApiClient
-    namespace: str
-
-    def create_job(self, job: Json, dry_run: bool = False) -> Json | None:
-        """The Job as the API server took it; None when the name is taken.
-
-        Raises:
-            ConfigError: it is refused, in the server's words, or PodSecurity would refuse its pods.
-            Lost: no answer came.
-        """
-        query = {"fieldValidation": "Strict", "fieldManager": "finetune-launcher"} | (
-            {"dryRun": "All"} if dry_run else {}
-        )
-        answer = self._send("POST", self._path("jobs"), query, job)
-        if answer.status == 409:
-            return None
-        if answer.status == 404:  # the namespace
-            raise answer.error(self.namespace)
-        made = answer.json()
-        if refused := [text for text in answer.warnings if _POD_SECURITY in text]:
-            if not dry_run:
-                self.delete_job(made["metadata"]["name"], made["metadata"]["uid"])
-            raise ConfigError(f"the namespace {self.namespace} refuses such pods: {'; '.join(refused)}", _TEMPLATE)
-        return made
-
-    def get_job(self, name: str) -> Json | None:
-        """A Job, None when there is none."""
-        answer = self._send("GET", self._path("jobs", name))
-        return None if answer.status == 404 else answer.json()
-
-    def delete_job(self, name: str, uid: str) -> bool:
-        """Deletes the Job with that very uid, its pods first; False when it is not there any more."""
-        options = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
-        return self._send("DELETE", self._path("jobs", name), body=options).status < 300
-
-    def jobs(self, selector: str) -> Iterator[Json]:
-        """The Jobs with these labels, page by page."""
-        return self._pages(self._path("jobs"), selector)
-
-    def pods(self, job_uid: str) -> list[Json]:
-        """The pods of a Job."""
-        path = f"/api/v1/namespaces/{self.namespace}/pods"
-        return list(self._pages(path, f"batch.kubernetes.io/controller-uid={job_uid}"))
-
-    def _path(self, resource: str, name: str = "") -> str:
-        return f"/apis/batch/v1/namespaces/{self.namespace}/{resource}" + (f"/{name}" if name else "")
-
-    def _pages(self, path: str, selector: str) -> Iterator[Json]:
-        query = {"labelSelector": selector, "limit": str(_PAGE)}
-        while True:
-            page = self._send("GET", path, query).json()
-            yield from page["items"]
-            if not (token := page["metadata"].get("continue")):
-                return
-            query["continue"] = token
-
-    def _send(
-        self, method: str, path: str, query: Mapping[str, str] = MappingProxyType({}), body: Json | None = None
-    ) -> "_Answer":
-        """One request. 404 and 409 are answers; every other refusal is an error of ours.
-
-        In JSON, not by the client's typed methods: they refuse what the server of another version may know, and what it
-        does not know the server itself names better.
-        """
-        request = self.api.param_serialize(
-            method=method,
-            resource_path=path,
-            query_params=list(query.items()),
-            header_params={"Accept": "application/json", "Content-Type": "application/json"},
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        try:
-            response = self.api.call_api(*request, _request_timeout=TIMEOUT)
-            response.read()
-        except (urllib3.exceptions.HTTPError, ApiException) as error:
-            raise Lost(f"the API server does not answer: {error}", "Check the network, or try again later.") from error
-        answer = _Answer(response.status, response.data, response.response.headers.getlist("Warning"))
-        if answer.status >= 300 and answer.status not in (404, 409):
-            raise answer.error(self.namespace)
-        return answer
+class Gone(JobError):
+    """A watch's place in history is no longer kept (410): list again."""
 
 
 @dataclass(frozen=True)
-class _Answer:
+class Answer:
     """What the API server said."""
 
     status: int
     body: bytes
-    warnings: list[str]
+    warnings: tuple[str, ...] = ()
 
     def json(self) -> Json:
         """The object."""
         found: Json = json.loads(self.body)
         return found
 
-    def error(self, namespace: str) -> JobError:
+    def error(self) -> JobError:
         """A refusal as ours, in the server's own words."""
         try:
             said = self.json()["message"]
@@ -139,35 +63,138 @@ class _Answer:
             return PermissionDenied(f"the API server does not know you: {said}", "Log in to the cluster again.")
         if self.status == 403 and _NO_RIGHT.search(said):
             return PermissionDenied(f"the API server: {said}", "Ask for the role finetune-launcher.")
+        if self.status == 410:
+            return Gone(said)
         if self.status in _BUSY:
             return Lost(f"the API server answers {self.status}: {said}", "Try again later.")
-        return ConfigError(f"refused in namespace {namespace}: {said}", _TEMPLATE)
+        return ConfigError(f"the API server refuses it: {said}", _TEMPLATE)
 
 
-_NO_RIGHT = re.compile(r"is forbidden: User .* cannot ")  # not a quota or a policy, which are 403 as well
-_TEMPLATE = "Change the Job template, or ask whoever runs the cluster."
+@dataclass(frozen=True)
+class Api:
+    """One API server, as one user."""
+
+    client: client.ApiClient
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] = _NOTHING,
+        body: Json | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Answer:
+        """One request. 404 and 409 are answers; every other refusal is an error of ours.
+
+        Raises:
+            Lost: no answer came, or the server asks to come again.
+            PermissionDenied: this user may not.
+            ConfigError: it is refused, in the server's words.
+        """
+        try:
+            response = self._open(method, path, query, body, content_type, accept, READ_SECONDS)
+            response.read()
+        except (urllib3.exceptions.HTTPError, ApiException) as error:
+            raise _lost(error) from error
+        answer = Answer(response.status, response.data, tuple(response.response.headers.getlist("Warning")))
+        if answer.status >= 300 and answer.status not in (404, 409):
+            raise answer.error()
+        return answer
+
+    def pages(self, path: str, query: Mapping[str, str] = _NOTHING, accept: str = "application/json") -> Iterator[Json]:
+        """The pages of a list, each with its `items` and `metadata`. A path that is not served has none."""
+        asked = {**query, "limit": str(_PAGE)}
+        while True:
+            answer = self.send("GET", path, asked, accept=accept)
+            if answer.status == 404:
+                return
+            page = answer.json()
+            yield page
+            if not (token := page["metadata"].get("continue")):
+                return
+            asked["continue"] = token
+
+    def lines(self, path: str, query: Mapping[str, str], silence_seconds: float) -> Iterator[bytes]:
+        """The lines of an answer that goes on, each without its end, as they come.
+
+        Args:
+            path: what is followed.
+            query: of the request.
+            silence_seconds: after so long without a byte the connection counts as lost.
+
+        Raises:
+            Lost: the connection was cut or fell silent.
+            JobError: the server refuses it; `Answer.error` of its status, 404 included.
+        """
+        try:
+            response = self._open("GET", path, query, None, "application/json", "*/*", silence_seconds)
+            with closing(response.response) as stream:
+                if response.status >= 300:
+                    raise Answer(response.status, stream.data).error()
+                rest = b""
+                for chunk in stream.stream(65536, decode_content=True):
+                    *whole, rest = (rest + chunk).split(b"\n")
+                    yield from whole
+                if rest:
+                    yield rest
+        except (urllib3.exceptions.HTTPError, ApiException) as error:
+            raise _lost(error) from error
+
+    def _open(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Json | None,
+        content_type: str,
+        accept: str,
+        read_seconds: float,
+    ) -> Any:
+        request = self.client.param_serialize(
+            method=method,
+            resource_path=path,
+            query_params=list(query.items()),
+            header_params={"Accept": accept, "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        return self.client.call_api(*request, _request_timeout=(CONNECT_SECONDS, read_seconds))
 
 
-def connect(kubeconfig: str | None = None, context: str | None = None, namespace: str | None = None) -> Cluster:
-    """The cluster that kubectl would reach: in a pod its own, else by kubeconfig.
+def _lost(error: Exception) -> Lost:
+    return Lost(f"the API server does not answer: {error}", "Check the network, or try again later.")
+
+
+def connect(kubeconfig: str | None = None, context: str | None = None, user: str | None = None) -> tuple[Api, str]:
+    """The API server that kubectl would reach, in a pod its own, else by kubeconfig; and the namespace named there.
+
+    Args:
+        kubeconfig: a file; None for KUBECONFIG or the usual place.
+        context: of that file; None for its current one.
+        user: whom to impersonate, as kubectl's --as.
 
     Raises:
         UsageError: there is no usable kubeconfig.
     """
     settings = client.Configuration()
     settings.client_go_retries = True  # of reads: Retry-After is obeyed
+    settings.keep_alive = True
     try:
         if kubeconfig is None and context is None:
             try:
                 config.load_incluster_config(client_configuration=settings)
-                own = _in_cluster_namespace()
+                namespace = _in_cluster_namespace()
             except ConfigException:
-                own = _load(settings, None, None)
+                namespace = _load(settings, None, None)
         else:
-            own = _load(settings, kubeconfig, context)
+            namespace = _load(settings, kubeconfig, context)
     except (ConfigException, OSError) as error:
         raise UsageError(f"no cluster: {error}", "Give --kubeconfig or --context, or set KUBECONFIG.") from error
-    return Cluster(client.ApiClient(settings), namespace or own)
+    caller = client.ApiClient(settings)
+    if user:
+        caller.set_default_header("Impersonate-User", user)
+    return Api(caller), namespace
 
 
 def _load(settings: client.Configuration, kubeconfig: str | None, context: str | None) -> str:

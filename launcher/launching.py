@@ -16,7 +16,8 @@ from job.contract.keys import RunKeys, config_key, run_id_of
 from job.contract.model import canonical_bytes, sha256_hex
 from job.inputs import anew, freeze
 from job.storage import Storage
-from launcher.kube import Cluster, Json, Lost
+from launcher.cluster import Cluster
+from launcher.kube import Json, Lost
 from launcher.manifest import SPEC_SHA256, Manifest, Submission, build_job, image_of
 
 _TRIES, _PAUSE_SECONDS = 5, 1.0

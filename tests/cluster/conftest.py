@@ -8,12 +8,13 @@ from uuid import uuid4
 import pytest
 import yaml
 
+from examples.cluster.control_plane import ControlPlane, control_plane
 from job.storage import Storage
 from job.storage.opening import open_storage
-from launcher.kube import Cluster, Json, connect
+from launcher.cluster import Cluster
+from launcher.kube import Json
 from launcher.launching import Prepared, prepare
 from launcher.manifest import Manifest
-from tests.cluster.control_plane import ControlPlane, control_plane
 from tests.conftest import ROOT
 from tests.tiny import make_tiny_model, sums
 
@@ -28,7 +29,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 def cluster(plane: ControlPlane) -> Cluster:
     """A fresh namespace that takes restricted pods only, with the trainer's account."""
     name = f"test-{uuid4().hex[:8]}"
-    whole = connect(str(plane.kubeconfig()), namespace=name)
+    whole = Cluster.connect(str(plane.kubeconfig()), namespace=name)
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
     post(whole, "/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
     post(whole, f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "finetune-trainer"}})
@@ -37,7 +38,7 @@ def cluster(plane: ControlPlane) -> Cluster:
 
 def post(cluster: Cluster, path: str, body: Json) -> Json:
     """Creates any object."""
-    return cluster._send("POST", path, body=body).json()
+    return cluster.api.send("POST", path, body=body).json()
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from examples.cluster.control_plane import ControlPlane
 from job.contract.documents import Lease
 from job.contract.keys import RunKeys
 from job.contract.model import canonical_bytes
 from job.storage import Storage
-from launcher.kube import Cluster
-from tests.cluster.control_plane import ControlPlane
+from launcher.cluster import Cluster
 from tests.conftest import ROOT
 
 FINETUNE = Path(sys.executable).with_name("finetune")

@@ -2,7 +2,6 @@
 
 import copy
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,28 +13,17 @@ from job.contract.errors import ConfigError, TakenError, UnavailableError
 from job.contract.keys import RunKeys
 from job.storage import Storage
 from launcher.cancelling import cancel
-from launcher.kube import Cluster, Json, Lost
+from launcher.cluster import Cluster
+from launcher.kube import Answer, Api, Lost
 from launcher.launching import Prepared, ended, launch, prepare
 from launcher.manifest import SELECTOR, SPEC_SHA256, Manifest
 
 
-def patch(cluster: Cluster, name: str, change: Json) -> None:
-    """A strategic merge patch of a Job."""
-    request = cluster.api.param_serialize(
-        method="PATCH",
-        resource_path=f"/apis/batch/v1/namespaces/{cluster.namespace}/jobs/{name}",
-        header_params={"Content-Type": "application/strategic-merge-patch+json", "Accept": "application/json"},
-        body=change,
-        auth_settings=["BearerToken"],
-    )
-    response = cluster.api.call_api(*request)
-    response.read()
-    assert response.status == 200, response.data
-
-
 def fail(cluster: Cluster, name: str) -> None:
     """Lets the Job controller end a Job whose deadline has passed."""
-    patch(cluster, name, {"spec": {"activeDeadlineSeconds": 1}})
+    job = cluster.get_job(name)
+    assert job
+    assert cluster.patch_job(name, job["metadata"]["uid"], {"spec": {"activeDeadlineSeconds": 1}})
     deadline = time.monotonic() + 60
     while not ((job := cluster.get_job(name)) and ended(job)):
         assert time.monotonic() < deadline
@@ -83,25 +71,25 @@ def test_fifty_launchers_at_once_make_one_job(prepared: Prepared, storage: Stora
         launched = list(launchers.map(lambda _: launch(prepared, storage, cluster), range(50)))
     assert sum(each.created for each in launched) == 1
     assert len({each.job["metadata"]["uid"] for each in launched if each.job}) == 1
-    assert len(list(cluster.jobs(SELECTOR))) == 1
+    assert len(list(cluster.job_metadata(SELECTOR))) == 1
 
 
 @dataclass(frozen=True)
-class LosesAnswers(Cluster):
-    """A cluster whose answers to a POST never arrive, though it is carried out."""
+class LosesAnswers(Api):
+    """An API server whose answers to a POST never arrive, though it is carried out."""
 
-    def _send(self, method: str, path: str, query: Mapping[str, str] = {}, body: Json | None = None) -> Any:
-        answer = super()._send(method, path, query, body)
+    def send(self, method: str, path: str, *given: Any, **named: Any) -> Answer:
+        answer = super().send(method, path, *given, **named)
         if method == "POST":
             raise Lost("the connection was cut")
         return answer
 
 
 def test_a_lost_answer_is_looked_up(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
-    launched = launch(prepared, storage, LosesAnswers(cluster.api, cluster.namespace))
+    launched = launch(prepared, storage, Cluster(LosesAnswers(cluster.api.client), cluster.namespace))
     assert launched.job
     assert launched.job["metadata"]["name"] == prepared.run_id
-    assert len(list(cluster.jobs(SELECTOR))) == 1
+    assert len(list(cluster.job_metadata(SELECTOR))) == 1
 
 
 def test_a_job_of_another_spec_is_left_alone(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
@@ -133,7 +121,7 @@ def test_a_run_with_its_result_starts_nothing(prepared: Prepared, storage: Stora
     storage.put(RunKeys(prepared.run_id).result, b"{}")
     launched = launch(prepared, storage, cluster)
     assert (launched.job, launched.created) == (None, False)
-    assert list(cluster.jobs(SELECTOR)) == []
+    assert list(cluster.job_metadata(SELECTOR)) == []
 
 
 def test_again_is_another_run(
@@ -147,7 +135,7 @@ def test_again_is_another_run(
 
 def test_a_dry_run_writes_nothing(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
     assert cluster.create_job(prepared.job, dry_run=True)
-    assert list(cluster.jobs(SELECTOR)) == []
+    assert list(cluster.job_metadata(SELECTOR)) == []
     assert list(storage.list("")) == []
 
 
@@ -173,7 +161,7 @@ def test_a_weakened_template_is_refused_in_the_servers_words(
     with pytest.raises(ConfigError, match=words):
         launch(replace(prepared, job=job), storage, cluster)
     deadline = time.monotonic() + 30
-    while list(cluster.jobs(SELECTOR)):
+    while list(cluster.job_metadata(SELECTOR)):
         assert time.monotonic() < deadline, "no Job is left whose pods are never made"
         time.sleep(0.2)
 
@@ -191,11 +179,11 @@ def test_a_namespace_that_is_not_there_is_named(prepared: Prepared, storage: Sto
 
 
 def test_an_api_server_that_is_away_is_69(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
-    away = copy.copy(cluster.api)
+    away = copy.copy(cluster.api.client)
     away.configuration = copy.copy(away.configuration)
     away.configuration.host = "https://127.0.0.1:1"
     with pytest.raises(UnavailableError, match="does not answer"):
-        Cluster(away, cluster.namespace).get_job("x")
+        Cluster(Api(away), cluster.namespace).get_job("x")
 
 
 def test_a_cancelled_run_has_no_job_and_says_who(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:

@@ -1,0 +1,206 @@
+"""One namespace of a cluster: what the launcher asks of it, each question by its name."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from job.contract.errors import ConfigError
+from launcher.kube import READ_SECONDS, Api, Json, connect
+
+_POD_SECURITY = "would violate PodSecurity"
+_FIELD_MANAGER = "finetune-launcher"
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A namespace, and the API server that has it."""
+
+    api: Api
+    namespace: str
+
+    @classmethod
+    def connect(
+        cls,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+        namespace: str | None = None,
+        user: str | None = None,
+    ) -> "Cluster":
+        """The one that kubectl would reach.
+
+        Raises:
+            UsageError: there is no usable kubeconfig.
+        """
+        api, own = connect(kubeconfig, context, user)
+        return cls(api, namespace or own)
+
+    # Jobs
+
+    def create_job(self, job: Json, dry_run: bool = False) -> Json | None:
+        """The Job as the API server took it; None when the name is taken.
+
+        Raises:
+            ConfigError: it is refused, in the server's words, or PodSecurity would refuse its pods.
+            Lost: no answer came.
+        """
+        query = {"fieldValidation": "Strict", "fieldManager": _FIELD_MANAGER} | ({"dryRun": "All"} if dry_run else {})
+        answer = self.api.send("POST", self._batch("jobs"), query, job)
+        if answer.status == 409:
+            return None
+        if answer.status == 404:  # the namespace
+            raise answer.error()
+        made = answer.json()
+        if refused := [text for text in answer.warnings if _POD_SECURITY in text]:
+            if not dry_run:
+                self.delete_job(made["metadata"]["name"], made["metadata"]["uid"])
+            raise ConfigError(
+                f"the namespace {self.namespace} refuses such pods: {'; '.join(refused)}",
+                "Change the Job template, or ask whoever runs the cluster.",
+            )
+        return made
+
+    def get_job(self, name: str) -> Json | None:
+        """A Job, None when there is none."""
+        answer = self.api.send("GET", self._batch("jobs", name))
+        return None if answer.status == 404 else answer.json()
+
+    def delete_job(self, name: str, uid: str) -> bool:
+        """Deletes the Job with that very uid, its pods first; False when it is not there any more."""
+        return self._delete("jobs", name, uid, "Foreground")
+
+    def patch_job(self, name: str, uid: str, change: Json) -> Json | None:
+        """Merges a change into the Job with that very uid; None when it is not there any more."""
+        metadata = {**change.get("metadata", {}), "uid": uid}  # another uid is a conflict
+        answer = self.api.send(
+            "PATCH",
+            self._batch("jobs", name),
+            {"fieldManager": _FIELD_MANAGER},
+            {**change, "metadata": metadata},
+            "application/merge-patch+json",
+        )
+        return None if answer.status in (404, 409) else answer.json()
+
+    def job_metadata(self, selector: str) -> Iterator[Json]:
+        """The metadata of each Job with these labels, page by page: a tenth of the whole."""
+        for page in self.api.pages(self._batch("jobs"), {"labelSelector": selector}, _METADATA_ONLY):
+            for item in page["items"] or ():
+                yield item["metadata"]
+
+    def jobs(self, field_selector: str) -> tuple[list[Json], str]:
+        """Jobs, and the place in history at which they were so: `watch_jobs` goes on from there."""
+        pages = list(self.api.pages(self._batch("jobs"), {"fieldSelector": field_selector}))
+        found = [item for page in pages for item in page["items"] or ()]
+        return found, pages[-1]["metadata"]["resourceVersion"] if pages else "0"
+
+    def watch_jobs(self, field_selector: str, resource_version: str, seconds: int) -> Iterator[bytes]:
+        """The lines of a watch, JSON with `type` and `object`, for at most so many seconds.
+
+        Raises:
+            Gone: list again.
+            Lost: cut, or silent for longer than the watch was to last.
+        """
+        query = {
+            "fieldSelector": field_selector,
+            "watch": "true",
+            "resourceVersion": resource_version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(seconds),
+        }
+        return self.api.lines(self._batch("jobs"), query, seconds + 5)
+
+    # Their pods
+
+    def pods(self, job_uid: str) -> list[Json]:
+        """The pods of a Job."""
+        return self._items(self._core("pods"), {"labelSelector": f"batch.kubernetes.io/controller-uid={job_uid}"})
+
+    def log(self, pod: str, container: str, since: str | None, follow: bool) -> Iterator[bytes]:
+        """The lines of a container's log, each begun by its RFC 3339 time and a space.
+
+        Args:
+            pod: its name.
+            container: its name.
+            since: an RFC 3339 time; lines of that second come again.
+            follow: whether to go on until the container has ended.
+
+        Raises:
+            Lost: cut, or silent for a minute.
+            ConfigError: there is no log: the container has not started, or the pod has gone.
+        """
+        query = {"container": container, "timestamps": "true", "follow": str(follow).lower()}
+        return self.api.lines(
+            self._core("pods", f"{pod}/log"), query | ({"sinceTime": since} if since else {}), READ_SECONDS
+        )
+
+    def events(self, uid: str) -> list[Json]:
+        """The events of one object, oldest first."""
+        found = self._items(self._core("events"), {"fieldSelector": f"involvedObject.uid={uid}"})
+        return sorted(found, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+
+    # Nights
+
+    def apply_cronjob(self, cronjob: Json, dry_run: bool = False) -> Json:
+        """The CronJob after a server-side apply.
+
+        Raises:
+            ConfigError: it is refused, in the server's words; a field that another manager owns included.
+        """
+        query = {"fieldValidation": "Strict", "fieldManager": _FIELD_MANAGER} | ({"dryRun": "All"} if dry_run else {})
+        name = cronjob["metadata"]["name"]
+        answer = self.api.send("PATCH", self._batch("cronjobs", name), query, cronjob, "application/apply-patch+yaml")
+        if answer.status in (404, 409):
+            raise answer.error()
+        return answer.json()
+
+    def get_cronjob(self, name: str) -> Json | None:
+        """A CronJob, None when there is none."""
+        answer = self.api.send("GET", self._batch("cronjobs", name))
+        return None if answer.status == 404 else answer.json()
+
+    def cronjobs(self, selector: str) -> list[Json]:
+        """The CronJobs with these labels."""
+        return self._items(self._batch("cronjobs"), {"labelSelector": selector})
+
+    def delete_cronjob(self, name: str, uid: str) -> bool:
+        """Deletes the CronJob with that very uid, and leaves its Jobs: a night that runs goes on. False when it has gone."""
+        return self._delete("cronjobs", name, uid, "Orphan")
+
+    # What else there is
+
+    def may(self, verb: str, resource: str, group: str = "", subresource: str = "", namespaced: bool = True) -> bool:
+        """Whether this user has a right here, by a SelfSubjectAccessReview."""
+        asked = {"verb": verb, "resource": resource, "group": group, "subresource": subresource}
+        spec = {"resourceAttributes": asked | ({"namespace": self.namespace} if namespaced else {})}
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        review = self.api.send("POST", path, body={"spec": spec}).json()
+        return bool(review["status"].get("allowed"))
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object at an absolute path of the API."""
+        return self.api.send("GET", path).status != 404
+
+    def nodes(self) -> list[Json]:
+        """The cluster's nodes."""
+        return self._items("/api/v1/nodes", {})
+
+    def quotas(self) -> list[Json]:
+        """The namespace's ResourceQuotas."""
+        return self._items(self._core("resourcequotas"), {})
+
+    def version(self) -> str:
+        """The API server's."""
+        told: str = self.api.send("GET", "/version").json()["gitVersion"]
+        return told
+
+    def _items(self, path: str, query: Mapping[str, str]) -> list[Json]:
+        return [item for page in self.api.pages(path, query) for item in page["items"] or ()]
+
+    def _delete(self, resource: str, name: str, uid: str, propagation: str) -> bool:
+        options = {"propagationPolicy": propagation, "preconditions": {"uid": uid}}
+        return self.api.send("DELETE", self._batch(resource, name), body=options).status < 300
+
+    def _batch(self, resource: str, name: str = "") -> str:
+        return f"/apis/batch/v1/namespaces/{self.namespace}/{resource}" + (f"/{name}" if name else "")
+
+    def _core(self, resource: str, name: str = "") -> str:
+        return f"/api/v1/namespaces/{self.namespace}/{resource}" + (f"/{name}" if name else "")
