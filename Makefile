@@ -12,12 +12,14 @@ PYTHON := .venv/bin/python
 # Where the job finds llama.cpp's converter; prepared on first use.
 LLAMA_CPP = FINETUNE_LLAMA_CPP=$$(PYTHON=$(PYTHON) docker/llama-cpp.sh $(CACHE)); export FINETUNE_LLAMA_CPP;
 INSTALLED := .venv/.installed
+# `finetune` against the cluster that `make cluster` started, else the one that kubectl would reach.
+SITE = [ ! -f build/cluster/environment ] || . build/cluster/environment; .venv/bin/finetune
 
 # Each folder of tests/ is a room. What is in no other tier is a unit test, so that none is left out.
 TRAIN := $(addprefix tests/,train export job demo)
 UNIT := $(filter-out $(TRAIN) tests/gpu_path tests/cluster,$(patsubst %/,%,$(wildcard tests/*/)))
 
-.PHONY: help install lint format test test-unit test-train test-cluster test-gpu-path test-gpu-path-all gpu-smoke demo run launch llama-cpp config-docs bench clean
+.PHONY: help install lint format test test-unit test-train test-cluster test-gpu-path test-gpu-path-all gpu-smoke demo run cluster cluster-down launch llama-cpp config-docs bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,9 +66,15 @@ run: $(INSTALLED) ## run any config as a pod would: make run CONFIG=examples/dem
 	@: $(or $(CONFIG),$(error say which: make run CONFIG=path/to/config.yaml))
 	@$(LLAMA_CPP) $(PYTHON) -m examples.demo --config "$(CONFIG)" $(if $(AGAIN),--again)
 
-launch: $(INSTALLED) ## submit a config to the cluster that kubectl would reach: make launch CONFIG=config.yaml
+cluster: $(INSTALLED) ## a real Kubernetes on this machine, with S3; as root with a node, whose trainer is a stand-in
+	@$(PYTHON) -m examples.cluster up
+
+cluster-down: $(INSTALLED) ## end it; what its S3 holds stays in build/cluster
+	@$(PYTHON) -m examples.cluster down
+
+launch: $(INSTALLED) ## submit a config to `make cluster`'s or kubectl's cluster: make launch CONFIG=config.yaml
 	@: $(or $(CONFIG),$(error say which: make launch CONFIG=path/to/config.yaml))
-	@.venv/bin/finetune launch "$(CONFIG)" $(if $(AGAIN),--again)
+	@$(SITE) launch "$(CONFIG)" $(FLAGS)
 
 llama-cpp: $(INSTALLED) ## llama.cpp's pinned converter, once, in a cache outside the tree
 	@$(LLAMA_CPP) echo "llama.cpp is in $$FINETUNE_LLAMA_CPP"

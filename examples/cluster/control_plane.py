@@ -18,8 +18,8 @@ from examples.demo.server import free_ports
 HERE = Path(__file__).parent
 _READY_SECONDS = 60
 _SERVICES = "10.96.0.0/16"
-NODE, NODE_ADDRESS = "node1", "10.244.0.1"
-"""The one node, where there is one: its name, and the address of its bridge, at which pods reach this machine."""
+NODE = "node1"
+"""The one node's name, where there is one."""
 
 
 def binaries() -> Path:
@@ -51,7 +51,7 @@ class ControlPlane:
         self._commands[name] = command = command or self._commands[name]
         with (self.directory / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", *command],  # also when this process is killed
+                ["setpriv", "--pdeathsig", "KILL", *command],  # also when this process is killed
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -91,21 +91,20 @@ class ControlPlane:
 
 
 @contextmanager
-def control_plane(directory: Path) -> Iterator[ControlPlane]:
-    """Starts one with its data in an empty directory, and ends it with the block."""
-    plane = started(directory)
+def control_plane(directory: Path, node_address: str = "127.0.0.1") -> Iterator[ControlPlane]:
+    """One with its data in an empty directory, ended with the block. The address is where its one node will be."""
+    plane = _started(directory, node_address)
     try:
         yield plane
     finally:
         plane.stop()
 
 
-def started(directory: Path) -> ControlPlane:
-    """Starts one with its data in an empty directory."""
+def _started(directory: Path, node_address: str) -> ControlPlane:
     built = binaries()
     api, etcd, peer = free_ports(3)
     plane = ControlPlane(directory, f"https://127.0.0.1:{api}")
-    certificates(directory, plane.server)
+    _certificates(directory, plane.server, node_address)
     store = f"http://127.0.0.1:{etcd}"
     pki = directory / "pki"
     plane.start(
@@ -172,7 +171,7 @@ def started(directory: Path) -> ControlPlane:
     return plane
 
 
-def certificates(directory: Path, server: str) -> None:
+def _certificates(directory: Path, server: str, node_address: str) -> None:
     """An authority, a certificate for each server and user, and the users' kubeconfigs."""
     pki = directory / "pki"
     pki.mkdir(parents=True)
@@ -189,7 +188,7 @@ def certificates(directory: Path, server: str) -> None:
         "kubelet": f"/O=system:nodes/CN=system:node:{NODE}",
     }
     for name, subject in users.items():
-        _sign(pki, name, subject, f"DNS:{NODE},IP:{NODE_ADDRESS}" if name == "kubelet" else f"DNS:{name}")
+        _sign(pki, name, subject, f"DNS:{NODE},IP:{node_address}" if name == "kubelet" else f"DNS:{name}")
         (directory / f"{name}.kubeconfig").write_text(
             f"""{{apiVersion: v1, kind: Config, current-context: local,
  contexts: [{{name: local, context: {{cluster: local, user: {name}}}}}],

@@ -41,23 +41,24 @@ class S3Server:
 
 
 @contextmanager
-def s3_server(directory: Path, bucket: str) -> Iterator[S3Server]:
+def s3_server(directory: Path, bucket: str, address: str = "127.0.0.1") -> Iterator[S3Server]:
     """A server that runs as long as the block, and no longer than this process.
 
     Args:
         directory: holds the objects and the server's log; what an earlier server left in it is served again.
         bucket: made when it is not there.
+        address: of this machine, to listen at.
 
     Raises:
         RuntimeError: another server runs from there, or it does not answer within a minute, with its log.
     """
     data = directory / "data"
     data.mkdir(parents=True, exist_ok=True)
-    ports = free_ports(2 * len(_PARTS))
-    server = S3Server(f"http://127.0.0.1:{ports[0]}")
+    ports = free_ports(2 * len(_PARTS), address)
+    server = S3Server(f"http://{address}:{ports[0]}")
     command = [
         *("setpriv", "--pdeathsig", "TERM"),  # also when this process is killed
-        *(str(_WEED), "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={bucket}"),
+        *(str(_WEED), "mini", f"-dir={data}", f"-ip={address}", f"-ip.bind={address}", f"-bucket={bucket}"),
         *("-s3.autoCreateBucket=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false"),
         *("-admin.ui=false", "-master.telemetry=false"),
         *(f"-{part}.port={port}" for part, port in zip(_PARTS, ports, strict=False)),
@@ -81,12 +82,12 @@ def s3_server(directory: Path, bucket: str) -> Iterator[S3Server]:
         yield server
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
     """Ports of this machine that nobody listens on."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
-            each.bind(("127.0.0.1", 0))
+            each.bind((address, 0))
         return [each.getsockname()[1] for each in sockets]
 
 

@@ -124,6 +124,7 @@ def try_out(
 
     Raises:
         ValueError: saying what is wrong with the template itself.
+        RuntimeError: the process could not do its work.
     """
     job = {"text": text, "day": day.isoformat(), "special_tokens": dict(special_tokens), "calls": list(calls)}
     try:
@@ -136,8 +137,10 @@ def try_out(
         )
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"it does not end within {_WALL_SECONDS} s") from error
-    if done.returncode != 0:
+    if done.returncode < 0 or b"MemoryError" in done.stderr:
         raise ValueError(f"it does not end within {_CPU_SECONDS} s of a core or {_MEMORY_BYTES >> 20} MiB of memory")
+    if done.returncode:  # nothing of the template's
+        raise RuntimeError(f"trying the template out failed: {done.stderr.decode('utf-8', 'replace')[-500:]}")
     answer = json.loads(done.stdout)
     if "problem" in answer:
         raise ValueError(answer["problem"])
