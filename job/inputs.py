@@ -73,6 +73,19 @@ def freeze(config: RunConfig, image: str | None, code_version: str, again: int =
     )
 
 
+def unfrozen(config: RunConfig, image: str | None, code_version: str) -> Spec:
+    """The spec of a config whose inputs are left to the first attempt to pin: it names them, and has none of their files."""
+    recipe = resolved(config.recipe)
+    return Spec(
+        recipe=recipe,
+        gpus=config.compute.gpus,
+        base_model=FrozenModel(uri=recipe.base_model, files=()),
+        dataset=FrozenDataset(train=()),
+        image=image,
+        code_version=code_version,
+    )
+
+
 def anew(spec: Spec, storage: Storage) -> Spec:
     """The spec with the first ordinal that no run under the root `storage` has: a fresh run of the same."""
     while True:

@@ -10,7 +10,7 @@ from job.contract.config import RunConfig
 from job.contract.documents import Latest, Result, Spec
 from job.contract.errors import DataError, TakenError
 from job.contract.keys import RunKeys, index_key, latest_key, run_id_of
-from job.contract.model import canonical_bytes, read_document, sha256_hex
+from job.contract.model import canonical_bytes, differences, read_document, sha256_hex
 from job.inputs import anew, freeze, resolved
 from job.settings import Settings
 from job.storage import Storage
@@ -52,7 +52,7 @@ def identify(config: RunConfig, storage: Storage, settings: Settings) -> Run:
     """
     if settings.run_id and (found := storage.get(RunKeys(settings.run_id).spec)):
         spec = read_document(Spec, found[0], f"{storage.uri}/{RunKeys(settings.run_id).spec}")
-        if changed := differences(spec, config):
+        if changed := changes(spec, config):
             raise TakenError(
                 f"the run {settings.run_id} belongs to another config: {changed}",
                 "Give this config another name, or start the run anew with --again.",
@@ -64,20 +64,11 @@ def identify(config: RunConfig, storage: Storage, settings: Settings) -> Run:
     return Run(storage, spec, settings.run_id or run_id_of(spec.recipe.name, canonical_bytes(spec)))
 
 
-def differences(spec: Spec, config: RunConfig) -> str:
+def changes(spec: Spec, config: RunConfig) -> str:
     """Which keys differ between a frozen spec and a config; empty when none does."""
-    before = _flat("", spec.recipe.model_dump(mode="json")) | {"compute.gpus": spec.gpus}
-    now = _flat("", resolved(config.recipe).model_dump(mode="json")) | {"compute.gpus": config.compute.gpus}
-    changed = [key for key in now if now[key] != before.get(key)]
-    return ", ".join(f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in changed)
-
-
-def _flat(path: str, value: object) -> dict[str, object]:
-    if not isinstance(value, dict):
-        return {path: value}
-    return {
-        key: item for name, inner in value.items() for key, item in _flat(f"{path}.{name}".lstrip("."), inner).items()
-    }
+    before = spec.recipe.model_dump(mode="json") | {"compute": {"gpus": spec.gpus}}
+    now = resolved(config.recipe).model_dump(mode="json") | {"compute": {"gpus": config.compute.gpus}}
+    return ", ".join(differences(before, now))
 
 
 def put_spec(run: Run, config_bytes: bytes) -> None:

@@ -8,16 +8,19 @@ from job.contract.keys import RunKeys
 from job.contract.model import canonical_bytes, read_document
 from job.storage import Storage
 from launcher.cluster import Cluster
-from launcher.manifest import SPEC_SHA256
+from launcher.manifest import is_ours
 from launcher.runs import newest_attempt
 
 
 def cancel(run_id: str, storage: Storage, cluster: Cluster, by: str) -> Cancelled:
-    """Deletes the run's Job, whose pods get SIGTERM, and then writes cancelled.json. Twice is the same as once.
+    """Deletes the run's Job, whose pods get SIGTERM, writes cancelled.json and returns when the Job is gone.
+
+    Twice is the same as once, and a cancel that was cut off anywhere is finished by the next.
 
     Raises:
         NoInputError: there is no such run.
         TakenError: the run has its result, or the Job of that name is not ours.
+        UnavailableError: the Job is not gone after minutes: its node is away.
     """
     keys = RunKeys(run_id)
     if storage.head(keys.result):
@@ -25,19 +28,23 @@ def cancel(run_id: str, storage: Storage, cluster: Cluster, by: str) -> Cancelle
     job = cluster.get_job(run_id)
     if job is None and storage.head(keys.spec) is None:
         raise NoInputError(f"there is no run {run_id} under {storage.uri}, and no Job", "`list` names the runs.")
-    uid = None
-    if job:
-        if SPEC_SHA256 not in job["metadata"].get("annotations", {}):
-            raise TakenError(f"the Job {run_id} was not made by the launcher", "Delete it by kubectl if it is yours.")
-        uid = job["metadata"]["uid"]
+    if job and not is_ours(job):
+        raise TakenError(f"the Job {run_id} was not made by the launcher", "Delete it by kubectl if it is yours.")
+    uid = job["metadata"]["uid"] if job else None
     attempt = newest_attempt(storage, run_id)  # before the Job goes: what is claimed later is a later launch's
+    standing = _standing(run_id, storage)
     if uid:
         cluster.delete_job(run_id, uid)
-    standing = storage.get(keys.cancelled)
-    if not job and standing:
-        told = read_document(Cancelled, standing[0], f"{storage.uri}/{keys.cancelled}")
-        if told.attempt >= attempt:  # else a cancel was cut off after it had deleted a later Job
-            return told
+    elif standing and standing.attempt >= attempt:  # else a cancel was cut off after it had deleted a later Job
+        return standing
     cancelled = Cancelled(by=by, at=datetime.now(UTC), job_uid=uid, attempt=attempt)
     storage.put(keys.cancelled, canonical_bytes(cancelled))
+    if uid:
+        cluster.wait_until_gone(run_id, uid)
     return cancelled
+
+
+def _standing(run_id: str, storage: Storage) -> Cancelled | None:
+    key = RunKeys(run_id).cancelled
+    found = storage.get(key)
+    return read_document(Cancelled, found[0], f"{storage.uri}/{key}") if found else None

@@ -1,34 +1,29 @@
 """`finetune`: the command line. The only module that prints: the answer to stdout, progress to stderr."""
 
 import functools
-import getpass
 import json
-import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from job.contract.errors import ConfigError, JobError, NoInputError, UsageError
+from job.contract.errors import JobError
 from job.contract.exits import Exit
+from launcher.library import TEMPLATE, Launcher
 
 # All else is imported by the command that needs it: `finetune --help` and completion answer at once.
 if TYPE_CHECKING:
-    from job.storage import Storage
-    from launcher.cluster import Cluster
-    from launcher.launching import Prepared
-    from launcher.manifest import Manifest
+    from job.contract.model import Document
     from launcher.status import RunStatus
 
 FAILED, TIMEOUT, DETACHED = 1, 124, 130
 # Whatever is wrong with the config or its inputs is one code to whoever launches: see README.md.
 _CODES = {Exit.DATA: Exit.CONFIG, Exit.NO_INPUT: Exit.CONFIG, Exit.IO: FAILED, Exit.BUG: FAILED}
-_POLL_SECONDS = 2.0
+_PENDING_TOO_LONG = timedelta(minutes=30)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,14 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.secho(error.message, fg="red", err=True)
         if error.resolution:
             click.echo(error.resolution, err=True)
-        return int(_CODES.get(Exit(error.code), error.code))
+        return _code(error)
     except click.ClickException as error:
         error.show()
         return Exit.USAGE
     except (click.Abort, KeyboardInterrupt):
-        click.echo("detached: the run goes on; `finetune status` tells how it is, `finetune cancel` ends it", err=True)
+        click.echo("stopped", err=True)
         return DETACHED
     return code or Exit.OK  # of `click.exceptions.Exit`; a command itself returns None
+
+
+def _code(error: JobError) -> int:
+    from launcher.watching import TimedOut
+
+    return TIMEOUT if isinstance(error, TimedOut) else int(_CODES.get(Exit(error.code), error.code))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,212 +56,229 @@ def cli() -> None:
     """Finetune LLMs on Kubernetes: one config, one Job, adapters and GGUF in S3."""
 
 
-@dataclass(frozen=True)
-class Site:
-    """The root of runs and the Job template, each opened when it is first asked for."""
-
-    runs: str | None
-    template_path: Path
-
-    @functools.cached_property
-    def template(self) -> "Manifest":
-        """The site's Job template."""
-        return _read_template(self.template_path)
-
-    @functools.cached_property
-    def storage(self) -> "Storage":
-        """The root: by the flag, the environment or the template."""
-        from job.storage.opening import open_storage
-        from launcher.manifest import env_of
-
-        root = self.runs or env_of(self.template, "FINETUNE_RUNS")
-        if not root:
-            raise UsageError("no root of runs", "Give --runs, or set FINETUNE_RUNS here or in the Job template.")
-        return open_storage(root)
-
-
-@dataclass(frozen=True)
-class Access:
-    """How a cluster is reached."""
-
-    kubeconfig: str | None
-    context: str | None
-    namespace: str | None
-
-    def connect(self) -> "Cluster":
-        """The cluster; looked up only once the config is known to be right."""
-        from launcher.cluster import Cluster
-
-        return Cluster.connect(self.kubeconfig, self.context, self.namespace)
-
-
 def site_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command its `site`."""
+    """Gives a command its `launcher`, which knows no cluster but the one that kubectl would reach."""
 
-    @click.option("--runs", envvar="FINETUNE_RUNS", help="where runs are kept: s3://bucket[/prefix] or a directory")
+    @click.option("--runs", help="where runs are kept: s3://bucket[/prefix] or a directory [FINETUNE_RUNS, template]")
     @click.option(
         "--template",
         type=click.Path(path_type=Path),
         envvar="FINETUNE_TEMPLATE",
-        default=Path("k8s/job.yaml"),
+        default=TEMPLATE,
         show_default=True,
         help="the site's Job template",
     )
     @functools.wraps(command)
-    def with_site(*given: Any, runs: str | None, template: Path, **named: Any) -> None:
-        command(*given, site=Site(runs, template), **named)
+    def with_site(*given: Any, runs: str | None, template: Path, access: Any = (), **named: Any) -> None:
+        command(*given, launcher=Launcher(runs, template, **dict(access)), **named)
 
     return with_site
 
 
 def cluster_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command its `access`."""
+    """Gives a command a `launcher` whose cluster can be chosen as kubectl's."""
 
     @click.option("--kubeconfig", help="as kubectl's")
     @click.option("--context", help="as kubectl's")
     @click.option("-n", "--namespace", help="as kubectl's")
+    @click.option("--as", "impersonate", help="as kubectl's")
+    @site_flags
     @functools.wraps(command)
+    def with_cluster(*given: Any, **named: Any) -> None:
+        command(*given, **named)
+
+    @functools.wraps(with_cluster)
     def with_access(
-        *given: Any, kubeconfig: str | None, context: str | None, namespace: str | None, **named: Any
+        *given: Any,
+        kubeconfig: str | None,
+        context: str | None,
+        namespace: str | None,
+        impersonate: str | None,
+        **named: Any,
     ) -> None:
-        command(*given, access=Access(kubeconfig, context, namespace), **named)
+        access = {"kubeconfig": kubeconfig, "context": context, "namespace": namespace, "impersonate": impersonate}
+        with_cluster(*given, access=access, **named)
 
     return with_access
 
 
-output = click.option("-o", "output", type=click.Choice(["text", "json"]), default="text", help="text or json")
+output = click.option("-o", "output", type=click.Choice(["json", "yaml", "name", "wide"]), help="as kubectl's")
+again = click.option("--again", is_flag=True, help="a fresh run of a spec that was launched before")
+freeze = click.option(
+    "--freeze",
+    type=click.Choice(["here", "pod"]),
+    default="here",
+    show_default=True,
+    help="who looks at the inputs and pins them; the pod, where the launcher may not read them",
+)
+timeout = click.option("--timeout", type=float, help="seconds to the end at the latest")
+start_timeout = click.option(
+    "--start-timeout", type=float, help="seconds after which a run that cannot start is ended; queues do not count"
+)
 
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @site_flags
-def validate(config: Path, site: Site) -> None:
-    """Check a config and its inputs; nothing is written."""
-    prepared = _prepare(config, site, again=False)
-    click.echo(f"{config} is valid: it would be the run {prepared.run_id}")
+def validate(config: Path, launcher: Launcher) -> None:
+    """Check a config, its inputs and its rows; nothing is written."""
+    run_id, rows = launcher.validate(config)
+    for reject in rows.rejects:
+        click.echo(f"left out: {reject}", err=True)
+    for warning in rows.warnings:
+        _warn(warning)
+    counts = f"{rows.train.rows:,} rows to train on" + (f", {rows.eval.rows:,} to evaluate" if rows.eval else "")
+    click.echo(f"{config} is valid: {counts}; it would be the run {run_id}")
 
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--again", is_flag=True, help="a fresh run of a spec that was launched before")
+@again
+@freeze
 @site_flags
-def render(config: Path, again: bool, site: Site) -> None:
+def render(config: Path, again: bool, freeze: str, launcher: Launcher) -> None:
     """Print the Job that `launch` sends."""
     import yaml
 
-    job = _prepare(config, site, again).job
+    job = launcher.prepare(config, again, freeze == "pod").job
     click.echo(yaml.safe_dump(job, sort_keys=False, width=120), nl=False)
 
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--again", is_flag=True, help="a fresh run of a spec that was launched before")
+@again
 @click.option("--resume", is_flag=True, help="replace a Job that has ended without a result, and go on from there")
+@freeze
 @click.option("--dry-run", type=click.Choice(["server"]), help="let the API server judge the Job; write nothing")
 @click.option("--wait", "wait_for", is_flag=True, help="until the run has ended")
-@click.option("--timeout", type=float, help="of --wait, in seconds")
-@site_flags
+@timeout
+@start_timeout
 @cluster_flags
 @output
 def launch(
     config: Path,
     again: bool,
     resume: bool,
+    freeze: str,
     dry_run: str | None,
     wait_for: bool,
     timeout: float | None,
-    site: Site,
-    access: Access,
-    output: str,
+    start_timeout: float | None,
+    launcher: Launcher,
+    output: str | None,
 ) -> None:
     """Submit a config as a Job; the same config twice is one run."""
-    from launcher import launching
-
-    prepared = _prepare(config, site, again)
-    cluster = access.connect()
     if dry_run:
-        taken = cluster.create_job(prepared.job, dry_run=True) is None
-        click.echo(f"{prepared.run_id} would {'find its Job' if taken else 'be created'} in {cluster.namespace}")
+        prepared = launcher.prepare(config, again, freeze == "pod")
+        done = "would be created" if launcher.try_out(prepared) else "would find its Job"
+        click.echo(f"{prepared.run_id} {done} in {launcher.cluster.namespace}")
         return
-    launched = launching.launch(prepared, site.storage, cluster, resume)
+    launched = launcher.launch(config, again, resume, freeze == "pod")
     done = "is there already" if launched.job else "has its result already"
     click.echo(f"{launched.run_id} {'created' if launched.created else done}", err=True)
-    status = _status(launched.run_id, site.storage, cluster)
-    if not wait_for:
-        _show(status, output)
-        return
-    ended = _wait(status, site.storage, cluster, timeout)
-    _show(ended, output)
-    _end_as(ended)
+    if wait_for:
+        _wait(launcher, launched.run_id, timeout, start_timeout, output)
+    else:
+        _show_status(launcher.status(launched.run_id), output)
+        click.echo(f"`finetune watch {launched.run_id}` follows it", err=True)
 
 
 @cli.command()
 @click.argument("run")
-@site_flags
 @cluster_flags
 @output
-def status(
-    run: str,
-    site: Site,
-    access: Access,
-    output: str,
-) -> None:
+def status(run: str, launcher: Launcher, output: str | None) -> None:
     """Tell how a run is."""
-    _show(_status(run, site.storage, access.connect()), output)
+    _show_status(launcher.status(run), output)
 
 
 @cli.command()
 @click.argument("run")
-@click.option("--timeout", type=float, help="in seconds")
-@site_flags
+@timeout
+@start_timeout
 @cluster_flags
 @output
-def wait(
-    run: str,
-    timeout: float | None,
-    site: Site,
-    access: Access,
-    output: str,
-) -> None:
+def wait(run: str, timeout: float | None, start_timeout: float | None, launcher: Launcher, output: str | None) -> None:
     """Wait until a run has ended; exits with 1 when it has failed."""
-    storage, cluster = site.storage, access.connect()
-    ended = _wait(_status(run, storage, cluster), storage, cluster, timeout)
-    _show(ended, output)
-    _end_as(ended)
+    _wait(launcher, run, timeout, start_timeout, output)
 
 
 @cli.command()
 @click.argument("run")
-@site_flags
+@timeout
+@start_timeout
 @cluster_flags
-def cancel(
-    run: str,
-    site: Site,
-    access: Access,
-) -> None:
-    """End a run: its Job is deleted, and that it was cancelled is kept."""
-    from launcher.cancelling import cancel as end
+def watch(run: str, timeout: float | None, start_timeout: float | None, launcher: Launcher) -> None:
+    """Watch a run: phase, stage, step, loss, ETA; live on a terminal, a line for each change elsewhere."""
+    from launcher.tables import status_line
 
-    end(run, site.storage, access.connect(), _user())
-    click.echo(f"{run} cancelled")
+    with _detaching(run):
+        statuses = launcher.watch(run, timeout, start_timeout, _warn)
+        last = _draw(statuses) if sys.stdout.isatty() else _say_changes(statuses, err=False)
+    if sys.stdout.isatty():
+        click.echo(status_line(last))
+    _end_as(last)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("-f", "--follow", is_flag=True, help="until the run has ended")
+@cluster_flags
+def logs(run: str, follow: bool, launcher: Launcher) -> None:
+    """Print a run's log, across its attempts; from the store where its pods are gone."""
+    from launcher.log_lines import Gap
+
+    source = None
+    with _detaching(run):
+        for told in launcher.logs(run, follow):
+            if isinstance(told, Gap):
+                click.secho(told.text, fg="yellow", err=True)
+                continue
+            if told.source != source:
+                source = told.source
+                click.secho(f"==> {source} <==", bold=True, err=True)
+            click.echo(told.text)
+
+
+@cli.command()
+@click.argument("run")
+@cluster_flags
+@output
+def why(run: str, launcher: Launcher, output: str | None) -> None:
+    """Say what keeps a run, or a schedule's nights, from going on: in whose words, and what to do."""
+    found = launcher.why(run)
+    if found is None:
+        click.echo("null" if output in ("json", "yaml") else f"nothing keeps it: {launcher.status(run).message}")
+        return
+    _answer(found, output, found.category, found.text)
+
+
+@cli.command()
+@click.argument("run")
+@cluster_flags
+def cancel(run: str, launcher: Launcher) -> None:
+    """End a run: its pod is told to stop, its Job is deleted, and that it was cancelled is kept."""
+    cancelled = launcher.cancel(run)
+    click.echo(f"{run} cancelled by {cancelled.by}")
 
 
 @cli.command("list")
 @click.argument("name", required=False)
 @click.option("--limit", default=20, show_default=True)
-@site_flags
+@click.option("-l", "--selector", help="labels of the Jobs, as kubectl's")
+@cluster_flags
 @output
-def list_(name: str | None, limit: int, site: Site, output: str) -> None:
-    """List the newest succeeded runs, of one model line or of all."""
-    from launcher.runs import list_runs
+def list_(name: str | None, limit: int, selector: str | None, launcher: Launcher, output: str | None) -> None:
+    """List the newest runs, of one model line or of all."""
+    from launcher.status import Phase
+    from launcher.tables import runs_table
 
-    lines = list_runs(site.storage, name, limit)
-    if output == "json":
-        click.echo(json.dumps([line.model_dump(mode="json") for line in lines]))
-        return
+    lines, now = launcher.list(name, limit, selector), datetime.now(UTC)
+    names = "\n".join(line.status.run_id for line in lines)
+    _answer(lines, output, names, runs_table(lines, now, output == "wide") if lines else "no runs")
     for line in lines:
-        loss = f"loss {line.result.train.train_loss:.3f}" if line.result else "its result is gone"
-        click.echo(f"{line.run_id}  {line.frozen_at:%Y-%m-%d %H:%M}  {loss}")
+        if line.status.phase == Phase.PENDING and now - line.since > _PENDING_TOO_LONG:
+            _warn(f"{line.status.run_id} has been pending for long: `finetune why {line.status.run_id}`")
 
 
 @cli.command()
@@ -268,91 +286,155 @@ def list_(name: str | None, limit: int, site: Site, output: str) -> None:
 @click.option("--only", help="lora, gguf, merged, report, or a quantization such as q4_k_m")
 @click.option("--to", type=click.Path(path_type=Path), default=Path(), show_default=True, help="a directory")
 @site_flags
-def pull(what: str, only: str | None, to: Path, site: Site) -> None:
+def pull(what: str, only: str | None, to: Path, launcher: Launcher) -> None:
     """Fetch a run's artifacts, each verified; run it again to go on after a cut."""
-    from launcher.pulling import pull as fetch
-
-    storage = site.storage
     with click.progressbar(length=None, label="pulled", file=sys.stderr) as bar:  # type: ignore[var-annotated]
-        pulled = fetch(storage, what, to, only, bar.update)
+        pulled = launcher.pull(what, to, only, bar.update)
     for path in pulled.files:
         click.echo(path)
 
 
-def _prepare(config: Path, site: Site, again: bool) -> "Prepared":
-    from launcher import launching
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("cron", metavar="'MINUTE HOUR DAY MONTH WEEKDAY'")
+@click.option("--time-zone", default="Etc/UTC", show_default=True)
+@click.option("--dry-run", type=click.Choice(["server"]), help="let the API server judge it; write nothing")
+@cluster_flags
+def schedule(config: Path, cron: str, time_zone: str, dry_run: str | None, launcher: Launcher) -> None:
+    """Train a config every night: a CronJob, made or changed; `schedules` lists them, `unschedule` removes one."""
+    scheduled = launcher.schedule(config, cron, time_zone, bool(dry_run))
+    done = "created" if scheduled.created else "changed"
+    click.echo(f"{scheduled.name} {'would be ' if dry_run else ''}{done}; it starts at")
+    for time in scheduled.next_times:
+        click.echo(f"  {time:%Y-%m-%d %H:%M %Z}")
 
+
+@cli.command()
+@cluster_flags
+@output
+def schedules(launcher: Launcher, output: str | None) -> None:
+    """List the schedules, and which of them are stuck."""
+    from launcher.tables import schedules_table
+
+    lines = launcher.schedules()
+    text = schedules_table(lines, datetime.now(UTC)) if lines else "no schedules"
+    _answer(lines, output, "\n".join(line.name for line in lines), text)
+
+
+@cli.command()
+@click.argument("name")
+@cluster_flags
+def unschedule(name: str, launcher: Launcher) -> None:
+    """Remove a schedule; a night that runs goes on."""
+    launcher.unschedule(name)
+    click.echo(f"{name} is scheduled no more")
+
+
+@cli.command()
+@cluster_flags
+@output
+def doctor(launcher: Launcher, output: str | None) -> None:
+    """Look whether runs can be launched here: cluster, rights, GPU nodes, queue, store, grace period."""
+    from launcher.doctor import code_of
+    from launcher.tables import checks_table
+
+    checks = launcher.doctor()
+    failed = "\n".join(check.name for check in checks if check.ok is False)
+    _answer(checks, output, failed, checks_table(checks))
+    raise click.exceptions.Exit(code_of(checks))
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a shell's completion script: source <(finetune completion bash)."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # click has these three
+    click.echo(kind(cli, {}, "finetune", "_FINETUNE_COMPLETE").source())
+
+
+def _answer(found: "Document | Sequence[Document]", output: str | None, name: str, text: str) -> None:
+    """Prints an answer in the form that was asked for."""
+    if output in ("json", "yaml"):
+        body = (
+            [each.model_dump(mode="json") for each in found]
+            if isinstance(found, Sequence)
+            else found.model_dump(mode="json")
+        )
+        if output == "json":
+            click.echo(json.dumps(body))
+            return
+        import yaml
+
+        click.echo(yaml.safe_dump(body, sort_keys=False, width=120), nl=False)
+        return
+    click.echo(name if output == "name" else text)
+
+
+def _show_status(status: "RunStatus", output: str | None) -> None:
+    from launcher.tables import status_line
+
+    line = status_line(status)
+    _answer(status, output, status.run_id, f"{line}  {status.resolution}".rstrip() if output == "wide" else line)
+
+
+def _wait(launcher: Launcher, run: str, timeout: float | None, start_timeout: float | None, output: str | None) -> None:
+    """Waits for the end of a run, tells each change, and exits as it ended."""
+    with _detaching(run):
+        ended = _say_changes(launcher.watch(run, timeout, start_timeout, _warn), err=True)
+    _show_status(ended, output)
+    _end_as(ended)
+
+
+@contextmanager
+def _detaching(run: str) -> Iterator[None]:
+    """Ctrl-C leaves the run alone, and says how to come back."""
     try:
-        body = config.read_bytes()
-    except OSError as error:
-        raise NoInputError(f"{config}: {error.strerror}", "Check the path of the config.") from error
-    return launching.prepare(body, str(config), site.template, site.storage, _user(), again)
+        yield
+    except KeyboardInterrupt:
+        click.echo(
+            f"detached: {run} goes on. `finetune watch {run}` comes back, `finetune cancel {run}` ends it", err=True
+        )
+        raise click.exceptions.Exit(DETACHED) from None
 
 
-def _read_template(path: Path) -> "Manifest":
-    import yaml
+def _say_changes(statuses: "Iterable[RunStatus]", err: bool) -> "RunStatus":
+    """A line for each status that differs; the last status."""
+    from launcher.tables import status_line
 
-    try:
-        template: object = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", "Give --template, the site's copy of k8s/job.yaml.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {error}", "Mend the Job template.") from error
-    if not isinstance(template, dict) or template.get("kind") != "Job":
-        raise ConfigError(f"{path} is not a Job", "Start from the k8s/job.yaml of this version.")
-    return template
-
-
-def _status(run_id: str, storage: "Storage", cluster: "Cluster") -> "RunStatus":
-    from launcher.runs import read_run
-    from launcher.status import read_status
-
-    now = datetime.now(UTC)
-    job = cluster.get_job(run_id)
-    pods = cluster.pods(job["metadata"]["uid"]) if job else []
-    return read_status(job, pods, read_run(storage, run_id, now), now)
-
-
-def _wait(status: "RunStatus", storage: "Storage", cluster: "Cluster", timeout: float | None) -> "RunStatus":
-    """Looks again until the run has ended, and says each change."""
-    deadline = time.monotonic() + timeout if timeout is not None else None
     said = None
-    while not status.terminal:
-        if (line := _line(status)) != said:
-            click.echo(line, err=True)
+    for status in statuses:
+        if (line := status_line(status)) != said:
+            click.echo(line, err=err)
             said = line
-        if deadline is not None and time.monotonic() > deadline:
-            click.echo(f"{status.run_id} has not ended within {timeout:g} s", err=True)
-            raise click.exceptions.Exit(TIMEOUT)
-        time.sleep(_POLL_SECONDS)
-        before, status = status, _status(status.run_id, storage, cluster)
-        if before.job_uid and not status.job_uid and not status.terminal:
-            click.echo(f"{status.run_id}: its Job was deleted", err=True)
-            raise click.exceptions.Exit(FAILED)
     return status
+
+
+def _draw(statuses: "Iterable[RunStatus]") -> "RunStatus":
+    """A bar that moves with the run; the last status."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    words = TextColumn("{task.description} [dim]{task.fields[told]}")
+    with Progress(words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), transient=True) as bars:
+        bar = bars.add_task("", total=None, told="")
+        for status in statuses:
+            stage = f" {status.stage}" if status.stage else ""
+            loss = f" loss {status.loss:.3f}" if status.loss is not None else ""
+            told = status.message if status.step is None else f"attempt {status.attempt}{loss}"
+            bars.update(bar, description=f"{status.run_id} [bold]{status.phase}[/]{stage}", told=told)
+            bars.update(bar, completed=status.step or 0, total=status.of)
+    return status
+
+
+def _warn(message: str) -> None:
+    click.secho(message, fg="yellow", err=True)
 
 
 def _end_as(status: "RunStatus") -> None:
     if status.phase != "Succeeded":
         raise click.exceptions.Exit(FAILED)
-
-
-def _show(status: "RunStatus", output: str) -> None:
-    click.echo(status.model_dump_json() if output == "json" else _line(status))
-
-
-def _line(status: "RunStatus") -> str:
-    """A status in one line."""
-    progress = f" step {status.step}/{status.of}" if status.step is not None else ""
-    return f"{status.run_id}  {status.phase}{progress}  {status.message}"
-
-
-def _user() -> str:
-    """Who this is, as far as the machine knows."""
-    try:
-        return os.environ.get("FINETUNE_SUBMITTER") or getpass.getuser()
-    except (OSError, KeyError):
-        return f"uid {os.getuid()}"
 
 
 if __name__ == "__main__":

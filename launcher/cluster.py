@@ -1,12 +1,14 @@
 """One namespace of a cluster: what the launcher asks of it, each question by its name."""
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from job.contract.errors import ConfigError
+from job.contract.errors import ConfigError, UnavailableError
 from launcher.kube import READ_SECONDS, Api, Json, connect
 
 _POD_SECURITY = "would violate PodSecurity"
+_ENDING_SECONDS, _PAUSE_SECONDS = 180.0, 0.5  # a pod's grace period, and some
 _FIELD_MANAGER = "finetune-launcher"
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 
@@ -67,6 +69,21 @@ class Cluster:
     def delete_job(self, name: str, uid: str) -> bool:
         """Deletes the Job with that very uid, its pods first; False when it is not there any more."""
         return self._delete("jobs", name, uid, "Foreground")
+
+    def wait_until_gone(self, name: str, uid: str) -> None:
+        """Returns when a Job that was deleted is gone, and its pods with it.
+
+        Raises:
+            UnavailableError: it is still there after minutes, because a node is away.
+        """
+        deadline = time.monotonic() + _ENDING_SECONDS
+        while (there := self.get_job(name)) and there["metadata"]["uid"] == uid:
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"the Job {name} is not gone {_ENDING_SECONDS:g} s after its deletion: a pod of it does not end",
+                    f"`finetune why {name}` says what holds it.",
+                )
+            time.sleep(_PAUSE_SECONDS)
 
     def patch_job(self, name: str, uid: str, change: Json) -> Json | None:
         """Merges a change into the Job with that very uid; None when it is not there any more."""
@@ -135,7 +152,20 @@ class Cluster:
     def events(self, uid: str) -> list[Json]:
         """The events of one object, oldest first."""
         found = self._items(self._core("events"), {"fieldSelector": f"involvedObject.uid={uid}"})
-        return sorted(found, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+        return sorted(found, key=_happened)
+
+    def events_of(self, name: str, since: str = "") -> list[Json]:
+        """The events of the objects that bear a name, and of those whose names begin with it and a dash, oldest first.
+
+        So those of pods that have gone are among them. An object of the same name may have been there before.
+
+        Args:
+            name: of a Job or CronJob.
+            since: an RFC 3339 time; what happened last before it is left out.
+        """
+        found = self._items(self._core("events"), {})
+        own = [event for event in found if f"{event['involvedObject']['name']}-".startswith(f"{name}-")]
+        return sorted((event for event in own if _happened(event) >= since), key=_happened)
 
     # Nights
 
@@ -204,3 +234,9 @@ class Cluster:
 
     def _core(self, resource: str, name: str = "") -> str:
         return f"/api/v1/namespaces/{self.namespace}/{resource}" + (f"/{name}" if name else "")
+
+
+def _happened(event: Json) -> str:
+    """When an event happened last."""
+    series = event.get("series") or {}
+    return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")

@@ -44,23 +44,23 @@ class Evidence:
 
     @property
     def uid(self) -> str | None:
-        uid: str | None = _at(self.job, "metadata", "uid")
+        uid: str | None = at(self.job, "metadata", "uid")
         return uid
 
     @property
     def suspended(self) -> bool:
-        return bool(_at(self.job, "spec", "suspend"))
+        return bool(at(self.job, "spec", "suspend"))
 
     @property
     def queue(self) -> str | None:
         """Kueue's queue."""
-        queue: str | None = _at(self.job, "metadata", "labels", QUEUE)
+        queue: str | None = at(self.job, "metadata", "labels", QUEUE)
         return queue
 
     @property
     def deleted(self) -> bool:
         """Whether it is there only until its pods have ended."""
-        return bool(_at(self.job, "metadata", "deletionTimestamp"))
+        return bool(at(self.job, "metadata", "deletionTimestamp"))
 
     def has(self, condition: str) -> bool:
         """Whether a condition of the Job is true."""
@@ -72,39 +72,49 @@ class Evidence:
         return self._failure("reason") or "JobFailed"
 
     @property
+    def job_message(self) -> str:
+        """The same in its own words."""
+        return self._failure("message") or ""
+
+    @property
     def why_failed(self) -> str:
         """Why the Job fails: what its last attempt told, else in its own words."""
-        return self.ending if self.exit_code is not None else self._failure("message") or self.ending
+        return self.ending if self.exit_code is not None else self.job_message or self.ending
 
     def _failure(self, field: str) -> str | None:
-        told: str | None = _at(self._condition("Failed") or self._condition("FailureTarget"), field)
+        told: str | None = at(self._condition("Failed") or self._condition("FailureTarget"), field)
         return told
 
     def _condition(self, kind: str) -> Json | None:
-        conditions: Sequence[Json] = _at(self.job, "status", "conditions") or ()
-        return next((one for one in conditions if _at(one, "type") == kind and _at(one, "status") == "True"), None)
+        conditions: Sequence[Json] = at(self.job, "status", "conditions") or ()
+        return next((one for one in conditions if at(one, "type") == kind and at(one, "status") == "True"), None)
 
     # Its pods
+
+    @property
+    def newest_pod(self) -> Json | None:
+        """The one that was made last."""
+        return max(self.pods or (), key=_created, default=None)
 
     @property
     def running(self) -> Json | None:
         """A pod whose container runs."""
         pods = self.pods or ()
-        return next((pod for pod in pods if _at(pod, "status", "phase") == "Running" and not _ended(pod)), None)
+        return next((pod for pod in pods if at(pod, "status", "phase") == "Running" and not has_ended(pod)), None)
 
     @property
     def starts(self) -> bool:
         """Whether a pod runs, for so short a time that its claim is not to be expected."""
-        began = _time(_at(_container(self.running), "state", "running", "startedAt"))
+        began = moment(at(trainer_of(self.running), "state", "running", "startedAt"))
         return self.running is not None and (began is None or self.now - began < _STALE)
 
     @property
     def lost_node(self) -> str | None:
         """The node of a pod that has outlived its own deletion."""
         for pod in self.pods or ():
-            deleted = _time(_at(pod, "metadata", "deletionTimestamp"))
-            if deleted and not _ended(pod) and self.now - deleted > _LOST:
-                node: str | None = _at(pod, "spec", "nodeName")  # none: it was never started
+            deleted = moment(at(pod, "metadata", "deletionTimestamp"))
+            if deleted and not has_ended(pod) and self.now - deleted > _LOST:
+                node: str | None = at(pod, "spec", "nodeName")  # none: it was never started
                 return node
         return None
 
@@ -136,13 +146,13 @@ class Evidence:
         if self.documents.outcome or age is None or age >= _STALE:
             return False
         if self._pod:
-            return not _ended(self._pod)
+            return not has_ended(self._pod)
         return not (self.ours and self.pods is not None and claim and claim.pod)
 
     @property
     def silent(self) -> bool:
         """Whether it is this Job's, runs, and yet does not beat."""
-        return bool(self._pod and not _ended(self._pod) and not self.beats and not self.documents.outcome)
+        return bool(self._pod and not has_ended(self._pod) and not self.beats and not self.documents.outcome)
 
     @property
     def silence(self) -> str:
@@ -164,17 +174,17 @@ class Evidence:
     def _pod(self) -> Json | None:
         """Its pod, as far as it is to be seen."""
         name = self.documents.claim.pod if self.documents.claim else None
-        return next((pod for pod in self.pods or () if name and _at(pod, "metadata", "name") == name), None)
+        return next((pod for pod in self.pods or () if name and at(pod, "metadata", "name") == name), None)
 
     # How the last one ended
 
     @property
     def ended_pod(self) -> Json | None:
         """The pod that ended last; None as long as the newest attempt's own goes on."""
-        if (self.ours and self.beats) or (self._pod and not _ended(self._pod)):
+        if (self.ours and self.beats) or (self._pod and not has_ended(self._pod)):
             return None
-        ended = [pod for pod in self.pods or () if _ended(pod)]
-        return max(ended, key=lambda pod: _at(pod, "metadata", "creationTimestamp") or "", default=None)
+        ended = [pod for pod in self.pods or () if has_ended(pod)]
+        return max(ended, key=_created, default=None)
 
     @property
     def outcome(self) -> Outcome | None:
@@ -188,7 +198,7 @@ class Evidence:
     @property
     def exit_code(self) -> int | None:
         """The container's, else what was told; None where nobody knows."""
-        code: int | None = _at(_container(self.ended_pod), "state", "terminated", "exitCode")
+        code: int | None = at(trainer_of(self.ended_pod), "state", "terminated", "exitCode")
         return self.outcome.code if code is None and self.outcome else code
 
     @property
@@ -205,32 +215,37 @@ class Evidence:
         return (self.outcome and self.outcome.resolution) or "`launch --resume` goes on from the newest checkpoint."
 
 
-def _at(tree: Any, *path: str) -> Any:
+def at(tree: Any, *path: str) -> Any:
     """What stands at a path in an object of Kubernetes; None where a part of it is missing."""
     for name in path:
         tree = tree.get(name) if isinstance(tree, Mapping) else None
     return tree
 
 
-def _time(text: str | None) -> datetime | None:
+def moment(text: str | None) -> datetime | None:
+    """A time as Kubernetes writes it."""
     return datetime.fromisoformat(text) if text else None
 
 
-def _container(pod: Json | None) -> Json | None:
+def _created(pod: Json) -> str:
+    return at(pod, "metadata", "creationTimestamp") or ""
+
+
+def trainer_of(pod: Json | None) -> Json | None:
     """The status of the trainer's container."""
-    statuses: Sequence[Json] = _at(pod, "status", "containerStatuses") or ()
-    return next((status for status in statuses if _at(status, "name") == CONTAINER), None)
+    statuses: Sequence[Json] = at(pod, "status", "containerStatuses") or ()
+    return next((status for status in statuses if at(status, "name") == CONTAINER), None)
 
 
-def _ended(pod: Json) -> bool:
+def has_ended(pod: Json) -> bool:
     """Whether the attempt in it is over, also while a sidecar runs on."""
-    over = _at(pod, "status", "phase") in ("Succeeded", "Failed")
-    return over or bool(_at(_container(pod), "state", "terminated"))
+    over = at(pod, "status", "phase") in ("Succeeded", "Failed")
+    return over or bool(at(trainer_of(pod), "state", "terminated"))
 
 
 def _told(pod: Json | None) -> Outcome | None:
     """The outcome in a pod's termination message; None where it is something else, such as the log's last lines."""
     try:
-        return Outcome.model_validate_json(_at(_container(pod), "state", "terminated", "message") or "")
+        return Outcome.model_validate_json(at(trainer_of(pod), "state", "terminated", "message") or "")
     except ValidationError:
         return None

@@ -1,26 +1,33 @@
 """From a config to exactly one Job.
 
-The run id follows from the frozen spec, and the Job carries it as its name: so whoever launches the same twice, at the
-same time or after a lost answer, finds the Job that is there.
+The run id follows from the spec, and the Job carries it as its name: so whoever launches the same twice, at the same time
+or after a lost answer, finds the Job that is there.
 """
 
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 
-from job.contract.config import RunConfig
 from job.contract.config_file import parse_config
 from job.contract.documents import Spec
-from job.contract.errors import TakenError, UnavailableError
+from job.contract.errors import JobError, TakenError, UnavailableError
 from job.contract.keys import RunKeys, config_key, run_id_of
-from job.contract.model import canonical_bytes, sha256_hex
-from job.inputs import anew, freeze
+from job.contract.model import canonical_bytes, differences, read_document, sha256_hex
+from job.inputs import anew, freeze, unfrozen
 from job.storage import Storage
 from launcher.cluster import Cluster
+from launcher.evidence import Evidence
 from launcher.kube import Json, Lost
 from launcher.manifest import SPEC_SHA256, Manifest, Submission, build_job, image_of
+from launcher.runs import read_run
 
 _TRIES, _PAUSE_SECONDS = 5, 1.0
+_DIFFERENCES_SHOWN = 8
+
+
+class RunFailed(JobError):
+    """A run's Job has ended and left no result."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Prepared:
 
     config_bytes: bytes
     spec: Spec
+    frozen: bool
+    """Whether the spec pins its inputs; else the first attempt does, and the spec is the run's name only."""
     run_id: str
     job: Manifest
 
@@ -44,13 +53,19 @@ class Launched:
 
     run_id: str
     job: Json | None
-    """The Job that is there; None when the run has its result already, or on a dry run against no cluster."""
+    """The Job that is there; None when the run has its result already."""
     created: bool
     """Whether this launch made it."""
 
 
 def prepare(
-    config_bytes: bytes, source: str, template: Manifest, storage: Storage, submitter: str, again: bool = False
+    config_bytes: bytes,
+    source: str,
+    template: Manifest,
+    storage: Storage,
+    submitter: str,
+    again: bool = False,
+    freeze_in_pod: bool = False,
 ) -> Prepared:
     """The run of a config: its inputs frozen, its id, and the Job that would be sent.
 
@@ -61,39 +76,27 @@ def prepare(
         storage: the root of runs; read only.
         submitter: who launches, for the record.
         again: a fresh run of a spec that was launched before.
+        freeze_in_pod: leave the inputs alone: whoever launches may not be allowed to read them.
 
     Raises:
         JobError: the config or an input cannot be used, or the template does not allow it.
     """
     config = parse_config(config_bytes, source)
-    spec = freeze(config, image_of(template), version("finetune"))
+    spec = (unfrozen if freeze_in_pod else freeze)(config, image_of(template), version("finetune"))
     if again:
         spec = anew(spec, storage)
     run_id = run_id_of(spec.recipe.name, canonical_bytes(spec))
-    return Prepared(config_bytes, spec, run_id, _job(config, config_bytes, spec, run_id, template, storage, submitter))
-
-
-def _job(
-    config: RunConfig,
-    config_bytes: bytes,
-    spec: Spec,
-    run_id: str,
-    template: Manifest,
-    storage: Storage,
-    submitter: str,
-) -> Manifest:
-    return build_job(
-        template,
-        Submission(
-            run_id=run_id,
-            spec_sha256=sha256_hex(canonical_bytes(spec)),
-            run_uri=f"{storage.uri}/{RunKeys(run_id).prefix}",
-            config_uri=f"{storage.uri}/{config_key(config_bytes)}",
-            compute=config.compute,
-            submitter=submitter,
-            version=version("finetune"),
-        ),
+    submission = Submission(
+        run_id=run_id,
+        model=config.name,
+        spec_sha256=sha256_hex(canonical_bytes(spec)),
+        run_uri=f"{storage.uri}/{RunKeys(run_id).prefix}",
+        config_uri=f"{storage.uri}/{config_key(config_bytes)}",
+        compute=config.compute,
+        submitter=submitter,
+        version=version("finetune"),
     )
+    return Prepared(config_bytes, spec, not freeze_in_pod, run_id, build_job(template, submission))
 
 
 def launch(prepared: Prepared, storage: Storage, cluster: Cluster, resume: bool = False) -> Launched:
@@ -106,42 +109,73 @@ def launch(prepared: Prepared, storage: Storage, cluster: Cluster, resume: bool 
         resume: replace a Job that has ended without a result; the run goes on from what it has.
 
     Raises:
-        TakenError: the run id belongs to another spec, or its Job has ended without a result.
+        TakenError: the run id belongs to another spec, or an attempt of another Job lives.
+        RunFailed: its Job has ended without a result, and `resume` was not asked for.
         ConfigError: the cluster refuses the Job, in its own words.
         UnavailableError: the store or the API server cannot be reached.
     """
-    keys = RunKeys(prepared.run_id)
-    if storage.head(keys.result):
-        return Launched(prepared.run_id, None, created=False)
+    run_id = prepared.run_id
+    if storage.head(RunKeys(run_id).result):
+        return Launched(run_id, None, created=False)
     put_documents(prepared, storage)
-    job = cluster.get_job(prepared.run_id)
-    if job and ended(job) and resume:
-        _remove(cluster, job)
+    job = cluster.get_job(run_id)
+    before = job
+    if job and (job["metadata"].get("deletionTimestamp") or (resume and ended(job))):
+        cluster.delete_job(run_id, job["metadata"]["uid"])
+        cluster.wait_until_gone(run_id, job["metadata"]["uid"])
         job = None
+    created = False
     if job is None:
+        refuse_while_another_runs_it(run_id, before, storage)
         job, created = create(prepared.job, cluster)
-    else:
-        created = False
     check_same(job, prepared)
     if not created and (how := ended(job)):
-        raise TakenError(
-            f"the Job {prepared.run_id} has ended ({how}) and the run has no result",
-            "Look at why, then launch with --resume to go on, or with --again for a fresh run.",
+        raise RunFailed(
+            f"the Job {run_id} has ended ({how}) and the run has no result",
+            f"`finetune why {run_id}` says why. Then launch with --resume to go on, or with --again for a fresh run.",
         )
-    return Launched(prepared.run_id, job, created)
+    return Launched(run_id, job, created)
 
 
 def put_documents(prepared: Prepared, storage: Storage) -> None:
     """The config under its hash, and the run's spec and config, where they are not there.
 
     Raises:
-        TakenError: the run id belongs to another spec.
+        TakenError: the run id belongs to another spec; says what differs.
     """
     keys = RunKeys(prepared.run_id)
     storage.put_if_absent(config_key(prepared.config_bytes), prepared.config_bytes)
-    if storage.put_if_absent(keys.spec, canonical_bytes(prepared.spec)) is None:
-        raise TakenError(f"{storage.uri}/{keys.spec} holds another spec", "Give this config another name.")
+    if prepared.frozen and storage.put_if_absent(keys.spec, canonical_bytes(prepared.spec)) is None:
+        raise TakenError(
+            f"{storage.uri}/{keys.spec} is another spec: {_what_differs(prepared, storage)}",
+            "Give this config another name.",
+        )
     storage.put_if_absent(keys.config, prepared.config_bytes)
+
+
+def _what_differs(prepared: Prepared, storage: Storage) -> str:
+    """Between the spec that a run id has and the one that was to be launched."""
+    key = RunKeys(prepared.run_id).spec
+    found = storage.get(key)
+    if found is None:
+        return "it is gone by now"
+    standing = read_document(Spec, found[0], f"{storage.uri}/{key}")
+    changed = differences(standing.model_dump(mode="json"), prepared.spec.model_dump(mode="json"))
+    more = len(changed) - _DIFFERENCES_SHOWN
+    return "; ".join(changed[:_DIFFERENCES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def refuse_while_another_runs_it(run_id: str, before: Json | None, storage: Storage) -> None:
+    """Raises `TakenError` while an attempt lives that is neither of the Job `before` nor of one that was cancelled."""
+    now = datetime.now(UTC)
+    run = Evidence({}, None, read_run(storage, run_id, now), now)
+    claim = run.documents.claim
+    its_own = before is not None and claim is not None and claim.job_uid == before["metadata"]["uid"]
+    if run.beats and not run.cancelled and not its_own:
+        raise TakenError(
+            f"{run_id} is run by another Job: {run.holder} gave a sign of life {run.silence} ago",
+            "Wait for it, or cancel it where it runs.",
+        )
 
 
 def create(job: Manifest, cluster: Cluster) -> tuple[Json, bool]:
@@ -181,14 +215,3 @@ def ended(job: Json) -> str | None:
             kind: str = condition["type"]
             return kind
     return None
-
-
-def _remove(cluster: Cluster, job: Json) -> None:
-    """Deletes an ended Job, and waits until its name is free."""
-    name, uid = job["metadata"]["name"], job["metadata"]["uid"]
-    cluster.delete_job(name, uid)
-    deadline = time.monotonic() + 60
-    while (there := cluster.get_job(name)) and there["metadata"]["uid"] == uid:
-        if time.monotonic() > deadline:
-            raise UnavailableError(f"the Job {name} is still being deleted after a minute", "Launch again later.")
-        time.sleep(_PAUSE_SECONDS / 2)

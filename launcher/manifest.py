@@ -13,8 +13,12 @@ Manifest = dict[str, Any]
 PREFIX = "finetune.local/"
 """Of our annotations."""
 SPEC_SHA256, RUN_URI, SUBMITTER = f"{PREFIX}spec-sha256", f"{PREFIX}run-uri", f"{PREFIX}submitter"
+ENDED_BECAUSE = f"{PREFIX}ended-because"
+"""Why the launcher ended a Job, in words."""
 SELECTOR = "app.kubernetes.io/name=finetune,app.kubernetes.io/managed-by=finetune-launcher"
 """Labels of every Job that the launcher made."""
+MODEL = f"{PREFIX}model"
+"""The label of a Job that names its model line."""
 CONTAINER = "trainer"
 QUEUE = "kueue.x-k8s.io/queue-name"
 """Kueue's label."""
@@ -25,6 +29,8 @@ class Submission:
     """What of a run stands in its Job."""
 
     run_id: str
+    model: str
+    """The model line."""
     spec_sha256: str
     run_uri: str
     config_uri: str
@@ -40,22 +46,49 @@ def build_job(template: Manifest, submission: Submission) -> Manifest:
     Raises:
         ConfigError: the config asks for more than the template's ceilings, or the template lacks a part.
     """
-    check_ceilings(template, submission.compute)
+    job = fill(
+        template,
+        submission.run_id,
+        submission.model,
+        submission.config_uri,
+        submission.compute,
+        submission.submitter,
+        submission.version,
+    )
+    job["metadata"]["annotations"] |= {SPEC_SHA256: submission.spec_sha256, RUN_URI: submission.run_uri}
+    return job
+
+
+def fill(
+    template: Manifest, name: str, model: str, config_uri: str, compute: Compute, submitter: str, version: str
+) -> Manifest:
+    """A Job of the template with all that follows from a config; the template is left as it is.
+
+    Args:
+        template: the site's.
+        name: the Job's, and the instance that its labels name.
+        model: the model line.
+        config_uri: where its pods find the config.
+        compute: what the config asks for.
+        submitter: who sends it, for the record.
+        version: the launcher's.
+
+    Raises:
+        ConfigError: the config asks for more than the template's ceilings, or the template lacks a part.
+    """
+    check_ceilings(template, compute)
     job = copy.deepcopy(template)
-    compute, container = submission.compute, trainer(job)
+    container = trainer(job)
     metadata, spec = job["metadata"], job["spec"]
-    metadata["name"] = submission.run_id
+    metadata["name"] = name
     labels = {
-        "app.kubernetes.io/instance": submission.run_id,
-        "app.kubernetes.io/version": submission.version,
+        "app.kubernetes.io/instance": name,
+        "app.kubernetes.io/version": version,
         "app.kubernetes.io/managed-by": "finetune-launcher",
+        MODEL: model,
     }
     metadata["labels"] = metadata.get("labels", {}) | labels
-    metadata["annotations"] = metadata.get("annotations", {}) | {
-        SPEC_SHA256: submission.spec_sha256,
-        RUN_URI: submission.run_uri,
-        SUBMITTER: submission.submitter,
-    }
+    metadata["annotations"] = metadata.get("annotations", {}) | {SUBMITTER: submitter}
     pod = spec["template"].setdefault("metadata", {})
     pod["labels"] = pod.get("labels", {}) | labels
     spec["activeDeadlineSeconds"] = int(compute.max_hours * 3600)
@@ -64,11 +97,18 @@ def build_job(template: Manifest, submission: Submission) -> Manifest:
     if compute.queue:
         metadata["labels"][QUEUE] = compute.queue
         spec["suspend"] = True  # Kueue starts it, also when its webhook is down
-    set_env(container, "FINETUNE_CONFIG", submission.config_uri)
+    set_env(container, "FINETUNE_CONFIG", config_uri)
+    set_env(container, "FINETUNE_IMAGE", container["image"])  # a spec that a pod freezes names it as a launch's does
     resources = sizes(container, compute)
     container["resources"] = {"requests": resources, "limits": dict(resources)}
     size_scratch(spec["template"]["spec"], compute.scratch_gib)
     return job
+
+
+def is_ours(manifest: Manifest) -> bool:
+    """Whether the launcher made a Job or CronJob: by its labels, those of `SELECTOR`."""
+    labels = manifest["metadata"].get("labels", {})
+    return all(labels.get(name) == value for name, _, value in (pair.partition("=") for pair in SELECTOR.split(",")))
 
 
 def check_ceilings(template: Manifest, compute: Compute) -> None:

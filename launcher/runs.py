@@ -1,19 +1,15 @@
-"""What the store holds of a run, and which runs it holds."""
+"""What the store holds of a run."""
 
-import heapq
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from job.contract.documents import Cancelled, Claim, Lease, Outcome, Result, Spec
-from job.contract.keys import RunKeys, index_prefix, indexed
+from job.contract.keys import RunKeys
 from job.contract.model import Document, read_document
 from job.storage import Stat, Storage
 
 D = TypeVar("D", bound=Document)
-
-_ROWS_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
@@ -31,19 +27,6 @@ class RunDocuments:
     """The newest attempt's."""
     result: Result | None
     cancelled: Cancelled | None
-
-
-class RunLine(Document):
-    """A run as the index lists it."""
-
-    schema_version: Literal[1] = 1
-    name: str
-    """The model line."""
-    run_id: str
-    frozen_at: datetime
-    """When its spec was frozen, by the store's clock, in whole seconds."""
-    result: Result | None
-    """Null where it was deleted since."""
 
 
 def read_run(storage: Storage, run_id: str, now: datetime) -> RunDocuments:
@@ -85,30 +68,6 @@ def newest_attempt(storage: Storage, run_id: str) -> int:
     """The number of the newest attempt that was claimed, 0 before the first."""
     claim = _newest_claim(storage, RunKeys(run_id))
     return claim[0].attempt if claim else 0
-
-
-def list_runs(storage: Storage, name: str | None, limit: int) -> list[RunLine]:
-    """The newest runs of a model line, or with None of all lines, newest first.
-
-    Only the index is listed, and only the rows that are given back are read.
-
-    Args:
-        storage: the root of runs.
-        name: the model line.
-        limit: at most so many.
-
-    Raises:
-        DataError: a result is none that this version reads; names its key.
-    """
-    entries = (entry for stat in storage.list(index_prefix(name)) if (entry := indexed(stat.key)))
-    newest = heapq.nlargest(limit, entries, key=lambda entry: entry[1:])
-    with ThreadPoolExecutor(_ROWS_AT_A_TIME, "rows") as workers:
-        return list(workers.map(lambda entry: _line(storage, *entry), newest))
-
-
-def _line(storage: Storage, name: str, frozen_at: datetime, run_id: str) -> RunLine:
-    result = _document(_read(storage, Result, RunKeys(run_id).result))
-    return RunLine(name=name, run_id=run_id, frozen_at=frozen_at, result=result)
 
 
 def _newest_claim(storage: Storage, keys: RunKeys) -> tuple[Claim, Stat] | None:

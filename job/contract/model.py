@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -43,3 +44,18 @@ def read_document(kind: type[D], body: bytes, where: str) -> D:
 def sha256_hex(body: bytes) -> str:
     """The SHA-256 of ``body`` in 64 hex digits."""
     return hashlib.sha256(body).hexdigest()
+
+
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """What differs between two trees of JSON, each as `dotted.path was … and is …`."""
+    old, new = _flat("", before), _flat("", now)
+    paths = sorted({path for path in old.keys() | new.keys() if old.get(path) != new.get(path)})
+    return [f"{path} was {old.get(path)!r} and is {new.get(path)!r}" for path in paths]
+
+
+def _flat(path: str, value: object) -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        return {path: value}
+    return {
+        key: item for name, inner in value.items() for key, item in _flat(f"{path}.{name}".lstrip("."), inner).items()
+    }

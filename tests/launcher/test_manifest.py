@@ -22,6 +22,7 @@ def template() -> Manifest:
 def submission(**compute: Any) -> Submission:
     return Submission(
         run_id="bot-0123456789",
+        model="bot",
         spec_sha256="a" * 64,
         run_uri="s3://b/runs/bot-0123456789/",
         config_uri="s3://b/configs/c.yaml",

@@ -10,50 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job.attempt import Attempt, claim
-from job.contract.config import Dataset, Recipe, Training
 from job.contract.documents import (
-    Artifact,
-    Artifacts,
     Cancelled,
     Claim,
-    FrozenDataset,
-    FrozenModel,
     Lease,
     Outcome,
-    Result,
-    Spec,
 )
 from job.contract.errors import DataError
-from job.contract.keys import RunKeys, index_key, indexed, latest_key
-from job.contract.model import canonical_bytes, sha256_hex
+from job.contract.keys import index_key, indexed
+from job.contract.model import canonical_bytes
 from job.logs import LogBuffer
-from job.run import Run, put_result, put_spec
+from job.run import Run, put_spec
 from job.settings import Settings, read_settings
 from job.stages import Stages
 from job.storage import Storage
-from job.storage.opening import open_storage
-from launcher.runs import RunDocuments, list_runs, newest_attempt, read_run
+from launcher.runs import RunDocuments, newest_attempt, read_run
 from launcher.status import Phase, read_status
-from tests.results import SUMMARY
-
-
-@pytest.fixture(params=["directory", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    root = tmp_path / "runs" if request.param == "directory" else request.getfixturevalue("bucket")
-    return open_storage(str(root))
-
-
-def run_of(storage: Storage, run_id: str, name: str = "bot") -> Run:
-    recipe = Recipe(name=name, base_model="/base", dataset=Dataset(train="/rows"), training=Training(max_steps=1))
-    spec = Spec(
-        recipe=recipe,
-        gpus=0,
-        base_model=FrozenModel(uri="/base", files=()),
-        dataset=FrozenDataset(train=()),
-        image=None,
-        code_version="1",
-    )
-    return Run(storage, spec, run_id)
+from tests.launcher.runs import publish, run_of
 
 
 @pytest.fixture
@@ -74,27 +47,6 @@ def attempt(run: Run, number: int) -> Attempt:
 
 def now() -> datetime:
     return datetime.now(UTC)
-
-
-def publish(run: Run) -> Result:
-    """The run's result, committed as the job does it."""
-    stat = run.storage.put(f"{run.keys.attempt(1).artifacts('lora')}weights", b"weights")
-    artifact = Artifact(key=stat.key, size=7, sha256=sha256_hex(b"weights"), checksum=stat.checksum)
-    result = Result(
-        run_id=run.run_id,
-        spec_sha256=run.spec_sha256,
-        attempt=1,
-        artifacts=Artifacts(lora=(artifact,)),
-        train=SUMMARY,
-        seconds_by_stage={},
-        gpu_seconds=0.0,
-        versions={},
-        image=None,
-        code_version="1",
-        code_revision=None,
-    )
-    put_spec(run, b"config")
-    return put_result(run, result)
 
 
 def test_a_run_that_is_not_there_has_no_documents(run: Run) -> None:
@@ -181,42 +133,6 @@ def test_a_document_that_does_not_parse_is_named(run: Run, settings: Settings, n
     with pytest.raises(DataError) as raised:
         read_run(run.storage, run.run_id, now())
     assert f"{run.storage.uri}/{key} is not a {name.capitalize()}" in raised.value.message
-
-
-def test_runs_are_listed_newest_first_and_no_more_than_asked_for(storage: Storage) -> None:
-    result = publish(run_of(storage, "bot-0123456789"))
-    for name, day in (("bot", 1), ("bot", 3), ("bottle", 2), ("bottle", 4)):
-        storage.put(index_key(name, f"2020010{day}T000000Z", f"{name}-{day}"), b"")
-    newest, *older = list_runs(storage, "bot", 10)
-    assert (newest.name, newest.run_id, newest.result) == ("bot", "bot-0123456789", result)
-    assert abs(now() - newest.frozen_at) < timedelta(minutes=1)
-    assert [line.run_id for line in older] == ["bot-3", "bot-1"]
-    assert older[0].frozen_at == datetime(2020, 1, 3, tzinfo=UTC)
-    assert older[0].result is None
-    every = ["bot-0123456789", "bottle-4", "bot-3", "bottle-2", "bot-1"]
-    assert [line.run_id for line in list_runs(storage, None, 10)] == every
-    assert [line.run_id for line in list_runs(storage, None, 2)] == every[:2]
-    assert list_runs(storage, None, 0) == []
-    assert list_runs(storage, "bo", 10) == []
-
-
-def test_only_the_rows_that_are_shown_are_read(storage: Storage) -> None:
-    for day in (1, 2):
-        storage.put(index_key("bot", f"2020010{day}T000000Z", f"bot-{day}"), b"")
-    storage.put(RunKeys("bot-1").result, b"damaged")
-    assert [line.run_id for line in list_runs(storage, "bot", 1)] == ["bot-2"]
-    with pytest.raises(DataError, match=r"runs/bot-1/result\.json"):
-        list_runs(storage, "bot", 2)
-
-
-def test_what_else_lies_beside_the_index_is_no_run(storage: Storage) -> None:
-    for key in (latest_key("bot"), "models/README.md", "models/bot/runs/notes", "models/bot/runs/20209999T000000Z-x"):
-        storage.put(key, b"")
-    assert list_runs(storage, None, 10) == []
-
-
-def test_no_runs_are_listed_where_there_are_none(storage: Storage) -> None:
-    assert list_runs(storage, None, 10) == list_runs(storage, "bot", 10) == []
 
 
 @given(

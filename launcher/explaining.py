@@ -1,0 +1,57 @@
+"""Why a run does not go on: gathers what is to be seen of it, and asks for the diagnosis."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from job.contract.errors import NoInputError
+from job.storage import Storage
+from launcher.cluster import Cluster
+from launcher.diagnosis import Diagnosis, diagnose
+from launcher.kube import Json
+from launcher.manifest import QUEUE
+from launcher.runs import RunDocuments, read_run
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that is to be seen of a run, or of a schedule."""
+
+    job: Json | None
+    pods: list[Json]
+    events: list[Json]
+    """Of the Job, its pods, its Kueue Workload, and the CronJob of that name."""
+    documents: RunDocuments
+    now: datetime
+    queue_exists: bool
+
+
+def find(run_id: str, storage: Storage, cluster: Cluster) -> Findings:
+    """Asks the API server and the store: the Job, its pods, the events, and then the documents."""
+    now = datetime.now(UTC)
+    job = cluster.get_job(run_id)
+    pods = cluster.pods(job["metadata"]["uid"]) if job else []
+    events = cluster.events_of(run_id, job["metadata"]["creationTimestamp"] if job else "")
+    queue = job and job["metadata"].get("labels", {}).get(QUEUE)
+    path = f"/apis/kueue.x-k8s.io/v1beta1/namespaces/{cluster.namespace}/localqueues/{queue}"
+    return Findings(
+        job, pods, events, read_run(storage, run_id, now), now, queue_exists=not queue or cluster.exists(path)
+    )
+
+
+def why(run_id: str, storage: Storage, cluster: Cluster) -> Diagnosis | None:
+    """What keeps a run from going on; None when nothing does.
+
+    Args:
+        run_id: a run, or the name of a schedule.
+        storage: the root of runs.
+        cluster: where its Job is, or was.
+
+    Raises:
+        NoInputError: there is neither.
+    """
+    seen = find(run_id, storage, cluster)
+    found = diagnose(seen.job, seen.pods, seen.events, seen.documents, seen.now, seen.queue_exists)
+    documents = seen.documents
+    if not (found or seen.job or documents.spec or documents.claim or documents.result or cluster.get_cronjob(run_id)):
+        raise NoInputError(f"there is no run {run_id} under {storage.uri}, and no Job", "`finetune list` names them.")
+    return found

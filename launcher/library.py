@@ -1,0 +1,249 @@
+"""The launcher as a library: the verbs of the command line, with typed results, for a notebook or another scheduler."""
+
+import getpass
+import os
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from job.contract.errors import ConfigError, NoInputError, UsageError
+
+# All else is imported by the verb that needs it: `finetune --help` and completion answer at once.
+if TYPE_CHECKING:
+    from job.contract.documents import Cancelled
+    from job.dataset.prepared import Prepared as Rows
+    from job.storage import Progress, Storage
+    from launcher.cluster import Cluster
+    from launcher.diagnosis import Diagnosis
+    from launcher.doctor import Check
+    from launcher.launching import Launched, Prepared
+    from launcher.listing import RunLine
+    from launcher.log_lines import Told
+    from launcher.manifest import Manifest
+    from launcher.pulling import Pulled
+    from launcher.scheduling import Scheduled, ScheduleLine
+    from launcher.status import RunStatus
+
+TEMPLATE = Path("k8s/job.yaml")
+
+
+class Launcher:
+    """A site: its Job template, its root of runs, and one namespace of a cluster. Each is opened when first asked for.
+
+    Every verb raises `job.contract.errors.JobError`, whose `message` says what is wrong and whose `resolution` what to do.
+
+    Args:
+        runs: the root, `s3://bucket[/prefix]` or a directory; else FINETUNE_RUNS of the environment, or of the template.
+        template: the site's Job template.
+        kubeconfig: as kubectl's, as are context, namespace and impersonate (--as); in a pod its own cluster is the default.
+        context: of the kubeconfig.
+        namespace: of the cluster.
+        impersonate: whom to act as.
+        submitter: who launches, for the record; else FINETUNE_SUBMITTER, or who this process belongs to.
+    """
+
+    def __init__(
+        self,
+        runs: str | None = None,
+        template: Path = TEMPLATE,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+        namespace: str | None = None,
+        impersonate: str | None = None,
+        submitter: str | None = None,
+    ) -> None:
+        self._runs, self._template_path = runs or os.environ.get("FINETUNE_RUNS"), template
+        self._access = kubeconfig, context, namespace, impersonate
+        self._submitter = submitter
+
+    @cached_property
+    def template(self) -> "Manifest":
+        """The site's Job template."""
+        return _read_template(self._template_path)
+
+    @cached_property
+    def storage(self) -> "Storage":
+        """The root of runs."""
+        from job.storage.opening import open_storage
+        from launcher.manifest import env_of
+
+        root = self._runs or env_of(self.template, "FINETUNE_RUNS")
+        if not root:
+            raise UsageError("no root of runs", "Give --runs, or set FINETUNE_RUNS here or in the Job template.")
+        return open_storage(root)
+
+    @cached_property
+    def cluster(self) -> "Cluster":
+        """The cluster, and the namespace in it."""
+        from launcher.cluster import Cluster
+
+        return Cluster.connect(*self._access)
+
+    @cached_property
+    def submitter(self) -> str:
+        """Who launches, as far as the machine knows."""
+        try:
+            return self._submitter or os.environ.get("FINETUNE_SUBMITTER") or getpass.getuser()
+        except (OSError, KeyError):
+            return f"uid {os.getuid()}"
+
+    def prepare(self, config: Path, again: bool = False, freeze_in_pod: bool = False) -> "Prepared":
+        """Checks a config and freezes its inputs: the run that it would be, and its Job. Nothing is written.
+
+        Args:
+            config: the file.
+            again: a fresh run of a spec that was launched before.
+            freeze_in_pod: leave the inputs to the pod, where the launcher may not read them.
+        """
+        from launcher import launching
+
+        body = _read(config)
+        return launching.prepare(body, str(config), self.template, self.storage, self.submitter, again, freeze_in_pod)
+
+    def validate(self, config: Path) -> "tuple[str, Rows]":
+        """Checks a config, its inputs and every row, as the job would; the run id, and what the rows are."""
+        from launcher.validating import check_rows
+
+        prepared = self.prepare(config)
+        return prepared.run_id, check_rows(prepared.spec)
+
+    def try_out(self, prepared: "Prepared") -> bool:
+        """Lets the API server judge a run's Job, and writes nothing; whether the Job would be created, or is there."""
+        return self.cluster.create_job(prepared.job, dry_run=True) is not None
+
+    def launch(
+        self, config: Path, again: bool = False, resume: bool = False, freeze_in_pod: bool = False
+    ) -> "Launched":
+        """Submits a config as a Job; the same config twice is one run.
+
+        Args:
+            config: the file.
+            again: a fresh run of a spec that was launched before.
+            resume: replace a Job that has ended without a result, and go on from there.
+            freeze_in_pod: leave the inputs to the pod, where the launcher may not read them.
+        """
+        from launcher import launching
+
+        return launching.launch(self.prepare(config, again, freeze_in_pod), self.storage, self.cluster, resume)
+
+    def status(self, run: str) -> "RunStatus":
+        """How a run is now."""
+        from launcher.watching import look
+
+        return look(run, self.storage, self.cluster)
+
+    def watch(
+        self,
+        run: str,
+        timeout: float | None = None,
+        start_timeout: float | None = None,
+        on_trouble: Callable[[str], object] = lambda _: None,
+    ) -> "Iterator[RunStatus]":
+        """Its status now, at every change, and every few seconds, up to the one that it ends with.
+
+        Args:
+            run: its id.
+            timeout: seconds to the end at the latest; then `watching.TimedOut` is raised.
+            start_timeout: seconds after which a Job is ended of which no pod has run. The time in a queue does not count.
+            on_trouble: told when the API server or the store is away, which is borne for ten minutes.
+        """
+        from launcher.watching import statuses
+
+        return statuses(self.cluster, self.storage, run, on_trouble, timeout=timeout, start_timeout=start_timeout)
+
+    def wait(self, run: str, timeout: float | None = None, start_timeout: float | None = None) -> "RunStatus":
+        """The status that a run ends with; the arguments are those of `watch`."""
+        *_, last = self.watch(run, timeout, start_timeout)
+        return last
+
+    def logs(self, run: str, follow: bool = False) -> "Iterator[Told]":
+        """The log across a run's attempts: each line once, and a gap where some may be missing."""
+        from launcher import logs
+
+        return (logs.follow if follow else logs.so_far)(self.cluster, self.storage, run)
+
+    def why(self, run: str) -> "Diagnosis | None":
+        """What keeps a run, or a schedule's nights, from going on; None when nothing does."""
+        from launcher.explaining import why
+
+        return why(run, self.storage, self.cluster)
+
+    def cancel(self, run: str) -> "Cancelled":
+        """Ends a run: its Job is deleted, and that it was cancelled is kept."""
+        from launcher.cancelling import cancel
+
+        return cancel(run, self.storage, self.cluster, self.submitter)
+
+    def pull(self, what: str, to: Path, only: str | None = None, progress: "Progress | None" = None) -> "Pulled":
+        """Fetches the artifacts of a run id or of `NAME@latest`, each verified. Needs the store alone."""
+        from job.storage import no_progress
+        from launcher.pulling import pull
+
+        return pull(self.storage, what, to, only, progress or no_progress)
+
+    def schedule(self, config: Path, cron: str, time_zone: str = "Etc/UTC", dry_run: bool = False) -> "Scheduled":
+        """Makes a config a CronJob, or changes the one that its model line has.
+
+        Args:
+            config: the file.
+            cron: five fields: minute, hour, day, month, weekday.
+            time_zone: of these.
+            dry_run: let the API server judge it, and write nothing.
+        """
+        from launcher.scheduling import schedule
+
+        given = (self.template, self.storage, self.cluster, cron, time_zone, self.submitter, dry_run)
+        return schedule(_read(config), str(config), *given)
+
+    def schedules(self) -> "list[ScheduleLine]":
+        """The schedules of the namespace, and whether their nights come and go."""
+        from launcher.scheduling import schedules
+
+        return schedules(self.cluster)
+
+    def unschedule(self, name: str) -> None:
+        """Removes a schedule. A night that runs goes on."""
+        from launcher.scheduling import unschedule
+
+        unschedule(name, self.cluster)
+
+    def doctor(self) -> "list[Check]":
+        """Whether runs can be launched here: cluster, rights, GPU nodes, queue, store, upload rate."""
+        from launcher.doctor import examine
+
+        return examine(self.template, self.storage, self.cluster)
+
+    # Last, for its name is that of the type.
+    def list(self, name: str | None = None, limit: int = 20, selector: str | None = None) -> "list[RunLine]":
+        """The newest runs of a model line, or of all; those of the store alone where there is no cluster."""
+        from launcher.listing import list_runs
+
+        try:
+            cluster = self.cluster
+        except UsageError:
+            if selector:
+                raise
+            cluster = None
+        return list_runs(self.storage, cluster, name, limit, selector)
+
+
+def _read(config: Path) -> bytes:
+    try:
+        return config.read_bytes()
+    except OSError as error:
+        raise NoInputError(f"{config}: {error.strerror}", "Check the path of the config.") from error
+
+
+def _read_template(path: Path) -> "Manifest":
+    import yaml
+
+    try:
+        template: object = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", "Give --template, the site's copy of k8s/job.yaml.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {error}", "Mend the Job template.") from error
+    if not isinstance(template, dict) or template.get("kind") != "Job":
+        raise ConfigError(f"{path} is not a Job", "Start from the k8s/job.yaml of this version.")
+    return template
