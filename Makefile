@@ -19,7 +19,7 @@ SITE = [ ! -f build/cluster/environment ] || . build/cluster/environment; .venv/
 TRAIN := $(addprefix tests/,train export job demo)
 UNIT := $(filter-out $(TRAIN) tests/gpu_path tests/cluster,$(patsubst %/,%,$(wildcard tests/*/)))
 
-.PHONY: help install lint format test test-unit test-train test-cluster test-gpu-path test-gpu-path-all gpu-smoke demo run cluster cluster-down launch llama-cpp config-docs bench clean
+.PHONY: help install lint format test test-unit test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all gpu-smoke demo run cluster cluster-down launch llama-cpp config-docs bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,8 +44,11 @@ test-unit: $(INSTALLED) ## the tests that train nothing
 test-train: $(INSTALLED) ## the tests that finetune a model, on this machine's CPU
 	.venv/bin/pytest $(TRAIN)
 
-test-cluster: $(INSTALLED) ## the launcher against a real Kubernetes control plane, built from Go modules on first use
+test-cluster: $(INSTALLED) ## the launcher on a real Kubernetes, built from Go modules on first use; as root with a node
 	.venv/bin/pytest tests/cluster
+
+record-diagnoses: $(INSTALLED) ## record anew what a cluster tells of runs that do not go on (tests/launcher/recorded)
+	FINETUNE_RECORD=1 .venv/bin/pytest tests/cluster/test_diagnosis.py tests/cluster/node/test_diagnosis.py
 
 test-gpu-path: $(INSTALLED) ## Unsloth's GPU path, emulated on the CPU (FINETUNE_TEST_GPU=1: on the card)
 	.venv/bin/pytest tests/gpu_path --ignore=tests/gpu_path/all

@@ -288,8 +288,15 @@ def list_(name: str | None, limit: int, selector: str | None, launcher: Launcher
 @site_flags
 def pull(what: str, only: str | None, to: Path, launcher: Launcher) -> None:
     """Fetch a run's artifacts, each verified; run it again to go on after a cut."""
-    with click.progressbar(length=None, label="pulled", file=sys.stderr) as bar:  # type: ignore[var-annotated]
-        pulled = launcher.pull(what, to, only, bar.update)
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
+        bar = bars.add_task("")
+        progress, of_bytes = (lambda moved: bars.advance(bar, moved)), (lambda size: bars.update(bar, total=size))
+        pulled = launcher.pull(what, to, only, progress, of_bytes)
+    click.echo(f"{pulled.moved_bytes:,} bytes fetched, {pulled.kept_bytes:,} were there", err=True)
     for path in pulled.files:
         click.echo(path)
 

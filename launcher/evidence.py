@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from job.contract.documents import STALE_SECONDS, Outcome
 from job.contract.exits import exit_name
-from launcher.manifest import CONTAINER, QUEUE
+from launcher.manifest import CONTAINER, ENDED_BECAUSE, QUEUE
 from launcher.runs import RunDocuments
 
 Json = Mapping[str, Any]
@@ -77,9 +77,16 @@ class Evidence:
         return self._failure("message") or ""
 
     @property
+    def ended_because(self) -> str | None:
+        """Why the launcher ended it; None when it did not."""
+        reason: str | None = at(self.job, "metadata", "annotations", ENDED_BECAUSE)
+        return reason
+
+    @property
     def why_failed(self) -> str:
-        """Why the Job fails: what its last attempt told, else in its own words."""
-        return self.ending if self.exit_code is not None else self.job_message or self.ending
+        """Why the Job fails: because the launcher ended it, else what its last attempt told, else in its own words."""
+        told = self.ending if self.exit_code is not None else self.job_message or self.ending
+        return self.ended_because or told
 
     def _failure(self, field: str) -> str | None:
         told: str | None = at(self._condition("Failed") or self._condition("FailureTarget"), field)

@@ -96,7 +96,7 @@ class Api:
             response = self._open(method, path, query, body, content_type, accept, READ_SECONDS)
             response.read()
         except (urllib3.exceptions.HTTPError, ApiException) as error:
-            raise _lost(error) from error
+            raise self._lost(error) from error
         answer = Answer(response.status, response.data, tuple(response.response.headers.getlist("Warning")))
         if answer.status >= 300 and answer.status not in (404, 409):
             raise answer.error()
@@ -139,7 +139,12 @@ class Api:
                 if rest:
                     yield rest
         except (urllib3.exceptions.HTTPError, ApiException) as error:
-            raise _lost(error) from error
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> Lost:
+        """The other connections to the server may be as dead: none of them is used again."""
+        self.client.rest_client.pool_manager.clear()
+        return Lost(f"the API server does not answer: {error}", "Check the network, or try again later.")
 
     def _open(
         self,
@@ -162,10 +167,6 @@ class Api:
         return self.client.call_api(*request, _request_timeout=(CONNECT_SECONDS, read_seconds))
 
 
-def _lost(error: Exception) -> Lost:
-    return Lost(f"the API server does not answer: {error}", "Check the network, or try again later.")
-
-
 def connect(kubeconfig: str | None = None, context: str | None = None, user: str | None = None) -> tuple[Api, str]:
     """The API server that kubectl would reach, in a pod its own, else by kubeconfig; and the namespace named there.
 
@@ -179,6 +180,7 @@ def connect(kubeconfig: str | None = None, context: str | None = None, user: str
     """
     settings = client.Configuration()
     settings.client_go_retries = True  # of reads: Retry-After is obeyed
+    settings.retries = urllib3.Retry(connect=2, read=1, other=0, redirect=0)  # its default asks a silent server 4 times
     settings.keep_alive = True
     try:
         if kubeconfig is None and context is None:

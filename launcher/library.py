@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from launcher.status import RunStatus
 
 TEMPLATE = Path("k8s/job.yaml")
+_STORE_SECONDS = 60  # for which a store that does not answer is asked again: a person waits
 
 
 class Launcher:
@@ -71,7 +72,7 @@ class Launcher:
         root = self._runs or env_of(self.template, "FINETUNE_RUNS")
         if not root:
             raise UsageError("no root of runs", "Give --runs, or set FINETUNE_RUNS here or in the Job template.")
-        return open_storage(root)
+        return open_storage(root, _STORE_SECONDS)
 
     @cached_property
     def cluster(self) -> "Cluster":
@@ -175,12 +176,26 @@ class Launcher:
 
         return cancel(run, self.storage, self.cluster, self.submitter)
 
-    def pull(self, what: str, to: Path, only: str | None = None, progress: "Progress | None" = None) -> "Pulled":
-        """Fetches the artifacts of a run id or of `NAME@latest`, each verified. Needs the store alone."""
-        from job.storage import no_progress
+    def pull(
+        self,
+        what: str,
+        to: Path,
+        only: str | None = None,
+        progress: "Progress" = lambda _: None,
+        of_bytes: "Progress" = lambda _: None,
+    ) -> "Pulled":
+        """Fetches the artifacts of a run id or of `NAME@latest`, each verified. Needs the store alone.
+
+        Args:
+            what: a run id, or `NAME@latest`.
+            to: a directory; it is made.
+            only: a kind, or a quantization of the GGUF files such as `q4_k_m`.
+            progress: is told of the bytes that move.
+            of_bytes: is told once, before, of how many there are.
+        """
         from launcher.pulling import pull
 
-        return pull(self.storage, what, to, only, progress or no_progress)
+        return pull(self.storage, what, to, only, progress, of_bytes)
 
     def schedule(self, config: Path, cron: str, time_zone: str = "Etc/UTC", dry_run: bool = False) -> "Scheduled":
         """Makes a config a CronJob, or changes the one that its model line has.

@@ -39,7 +39,14 @@ class Pulled:
     """There already, and right."""
 
 
-def pull(storage: Storage, what: str, to: Path, only: str | None = None, progress: Progress = no_progress) -> Pulled:
+def pull(
+    storage: Storage,
+    what: str,
+    to: Path,
+    only: str | None = None,
+    progress: Progress = no_progress,
+    of_bytes: Progress = no_progress,
+) -> Pulled:
     """The artifacts of a run, each under `to/<kind>/` and with its name once its SHA-256 is the result's.
 
     What an earlier pull left there whole is not fetched again; what is there and differs is replaced.
@@ -50,6 +57,7 @@ def pull(storage: Storage, what: str, to: Path, only: str | None = None, progres
         to: a directory; it is made.
         only: a kind, or a quantization of the GGUF files such as `q4_k_m`.
         progress: is told of the bytes that move, by one thread at a time.
+        of_bytes: is told once, before, of how many there are.
 
     Raises:
         UsageError: `what` or `only` names nothing that can be.
@@ -60,6 +68,8 @@ def pull(storage: Storage, what: str, to: Path, only: str | None = None, progres
     run_id = run_of(storage, what)
     files = files_of(read_result(storage, run_id))
     wanted = files if only is None else chosen(files, only, run_id, _line(storage, run_id))
+    whole = sum(artifact.size for artifact in wanted.values())
+    of_bytes(whole)
     with _alone(to):
         _clear({(to / path).parent for path in files})
         told = one_at_a_time(progress)
@@ -68,7 +78,6 @@ def pull(storage: Storage, what: str, to: Path, only: str | None = None, progres
                 lambda file: _fetch(storage, file[1], to / file[0], told), wanted.items(), lambda file: file[1].size
             )
         )
-    whole = sum(artifact.size for artifact in wanted.values())
     return Pulled(run_id, tuple(to / path for path in wanted), moved, whole - moved)
 
 

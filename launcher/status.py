@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from job.contract.documents import Stage
 from job.contract.model import Document
+from launcher.categories import RESOLUTIONS, Category
 from launcher.evidence import Evidence, Json
 from launcher.runs import RunDocuments
 
@@ -107,8 +108,7 @@ class _Row(NamedTuple):
 
 _LAUNCH = "`launch` goes on from the newest checkpoint."
 _LOGS = "`kubectl logs` shows what it does."
-# kubernetes.io/docs/concepts/cluster-administration/node-shutdown, "Non-graceful node shutdown"
-_OUT_OF_SERVICE = "Once it is surely off: `kubectl taint nodes {0.lost_node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute`."
+_OUT_OF_SERVICE = RESOLUTIONS[Category.NODE_LOST].format(node="{0.lost_node}")
 
 # The first row that holds is the verdict. Its texts are formatted with the evidence.
 _TABLE = (

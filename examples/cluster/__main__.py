@@ -1,26 +1,21 @@
 """`make cluster`, `make cluster-down`: a cluster on this machine that `make launch` finds by itself."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from examples.cluster import standin
-from examples.cluster.machine import Machine, machine
+from examples.cluster.machine import machine
 from examples.cluster.network import remove_abandoned
 from examples.cluster.node import missing
-from examples.demo.__main__ import CONFIG, ROOT, put_inputs
-from job.storage.opening import open_storage
+from examples.cluster.site import furnish
+from examples.demo.__main__ import ROOT
 
 DIRECTORY = Path("build/cluster")
-_K8S = Path(__file__).parents[2] / "k8s"
-NAMESPACE = "finetune"
-_KUBECTL = Path(sys.executable).with_name("kubectl")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,7 +60,11 @@ def run(directory: Path) -> int:
         print(f"no node, pods stay Pending: this takes {lacking}", flush=True)
     try:
         with machine(directory / "machine", directory / "s3", ROOT.removeprefix("s3://")) as running:
-            furnish(running, directory)
+            print("the control plane and S3 answer; bringing in k8s/base, the image and the demo's inputs", flush=True)
+            environment = furnish(running, directory / "site")
+            (directory / "environment").write_text(
+                "".join(f"export {each}={text}\n" for each, text in environment.items())
+            )
             ready.touch()
             signal.pause()
     finally:
@@ -73,57 +72,6 @@ def run(directory: Path) -> int:
         (directory / "pid").unlink(missing_ok=True)
         shutil.rmtree(directory / "machine", ignore_errors=True)
     return 0
-
-
-def furnish(running: Machine, directory: Path) -> None:
-    """What a site sets up once: the namespace with all that is in it, the image, the demo's inputs, and the Job template."""
-    print("the control plane and S3 answer; bringing in k8s/base, the image and the demo's inputs", flush=True)
-    kubeconfig = str(running.plane.kubeconfig())
-    template = write_site(directory / "site", running.s3.endpoint, standin.IMAGE)
-    kubectl(kubeconfig, "apply", "--server-side", "-k", str(directory / "site" / "base"))
-    for body in (_secret(running.s3.environment), _authority(running.plane.directory / "pki" / "ca.crt")):
-        kubectl(kubeconfig, "apply", "--server-side", "-f", "-", given=json.dumps(body))
-    kubectl(kubeconfig, "config", "set-context", "--current", f"--namespace={NAMESPACE}")
-    if running.node:
-        running.node.load(standin.build(directory / "machine" / "stand-in.tar"))
-    os.environ.update(running.s3.environment)
-    put_inputs(open_storage(ROOT), CONFIG.read_bytes())
-    variables = {**running.s3.environment, "KUBECONFIG": kubeconfig, "FINETUNE_TEMPLATE": str(template)}
-    (directory / "environment").write_text("".join(f"export {name}={text}\n" for name, text in variables.items()))
-
-
-def write_site(site: Path, endpoint: str, image: str) -> Path:
-    """A site's kustomizations, as k8s/README.md tells: the base to apply, and the Job template, whose path is given back."""
-    name, _, tag = image.partition(":")
-    for folder, text in _SITE.items():
-        kustomization = site / folder / "kustomization.yaml"
-        kustomization.parent.mkdir(parents=True, exist_ok=True)
-        k8s = os.path.relpath(_K8S, kustomization.parent)
-        kustomization.write_text(text.format(k8s=k8s, endpoint=endpoint, name=name, tag=tag, root=ROOT))
-    template = site / "job.yaml"
-    template.write_text(subprocess.check_output([_KUBECTL, "kustomize", site / "job"], text=True))
-    return template
-
-
-def _secret(environment: Mapping[str, str]) -> dict[str, object]:
-    data = {
-        "access-key-id": environment["AWS_ACCESS_KEY_ID"],
-        "secret-access-key": environment["AWS_SECRET_ACCESS_KEY"],
-    }
-    metadata = {"name": "finetune-s3", "namespace": NAMESPACE}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}
-
-
-def _authority(certificate: Path) -> dict[str, object]:
-    metadata = {"name": "site-ca", "namespace": NAMESPACE}
-    data = {"ca.crt": certificate.read_text()}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
-
-
-def kubectl(kubeconfig: str, *words: str, given: str | None = None) -> str:
-    """What it prints."""
-    command = [str(_KUBECTL), "--kubeconfig", kubeconfig, *words]
-    return subprocess.run(command, input=given, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def down(directory: Path) -> int:
@@ -153,33 +101,5 @@ def _holder(directory: Path) -> int | None:
 
 
 _USE = "Now: make launch CONFIG=examples/demo.yaml (and: . build/cluster/environment, for kubectl and finetune)"
-_SITE = {
-    "base": """resources: [{k8s}/base]
-components: [{k8s}/overlays/own-s3]
-patches:
-  - target: {{ kind: ConfigMap, name: finetune-job-policy }}
-    patch: |-
-      - {{ op: replace, path: /data/image-prefix, value: localhost/ }}
-""",
-    "job": """resources: [{k8s}]
-components: [{k8s}/overlays/own-s3, {k8s}/overlays/as-job]
-images: [{{ name: registry.example.com/finetune, newName: {name}, newTag: "{tag}" }}]
-patches:
-  - target: {{ kind: Job }}
-    patch: |-
-      apiVersion: batch/v1
-      kind: Job
-      metadata: {{ name: any }}
-      spec:
-        template:
-          spec:
-            containers:
-              - name: trainer
-                env:
-                  - {{ name: FINETUNE_RUNS, value: "{root}" }}
-                  - {{ name: AWS_ENDPOINT_URL_S3, value: "{endpoint}" }}
-""",
-}
-
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -38,6 +38,7 @@ def missing() -> str | None:
     if os.geteuid() != 0:
         return "root"
     tools = {
+        "debootstrap": "debootstrap",
         "runc": "runc",
         "ip": "iproute2",
         "unshare": "util-linux",

@@ -1,6 +1,7 @@
 """A real control plane for the session, and a namespace of its own for each test."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -19,21 +20,46 @@ from tests.conftest import ROOT
 from tests.tiny import make_tiny_model, sums
 
 
+class Theirs(ControlPlane):
+    """A person's own cluster: kind, or any other."""
+
+    def __init__(self, kubeconfig: str) -> None:
+        super().__init__(Path(kubeconfig).parent, "")
+        self._kubeconfig = Path(kubeconfig)
+
+    def kubeconfig(self, user: str = "admin") -> Path:
+        return self._kubeconfig
+
+    def kill(self, name: str) -> None:
+        pytest.skip("nobody's own cluster is broken by a test")
+
+
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """The control plane that the session starts; with TEST_KUBECONFIG the one that it names."""
+    if theirs := os.environ.get("TEST_KUBECONFIG"):
+        yield Theirs(theirs)
+        return
     with control_plane(tmp_path_factory.mktemp("plane")) as running:
         yield running
 
 
 @pytest.fixture
-def cluster(plane: ControlPlane) -> Cluster:
+def cluster(plane: ControlPlane) -> Iterator[Cluster]:
     """A fresh namespace that takes restricted pods only, with the trainer's account."""
+    made = fresh_namespace(plane)
+    yield made
+    made.api.send("DELETE", f"/api/v1/namespaces/{made.namespace}")
+
+
+def fresh_namespace(plane: ControlPlane) -> Cluster:
+    """A namespace of a name that no other test has."""
     name = f"test-{uuid4().hex[:8]}"
-    whole = Cluster.connect(str(plane.kubeconfig()), namespace=name)
+    made = Cluster.connect(str(plane.kubeconfig()), namespace=name)
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
-    post(whole, "/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
-    post(whole, f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "finetune-trainer"}})
-    return whole
+    post(made, "/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
+    post(made, f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "finetune-trainer"}})
+    return made
 
 
 def post(cluster: Cluster, path: str, body: Json) -> Json:

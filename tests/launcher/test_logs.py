@@ -270,11 +270,18 @@ class Pod:
     def end(self) -> None:
         self.state = "ended"
 
+    deleted: str | None = None
+    """When it will be killed at the latest."""
+
     def object(self) -> Json:
         state: Json = {"terminated": {"exitCode": 0}} if self.state == "ended" else {self.state: {}}
         phase = {"ended": "Succeeded", "waiting": "Pending", "running": "Running"}[self.state]
         return {
-            "metadata": {"name": self.name, "creationTimestamp": self.created},
+            "metadata": {
+                "name": self.name,
+                "creationTimestamp": self.created,
+                "deletionTimestamp": self.deleted,
+            },
             "status": {"phase": phase, "containerStatuses": [{"name": "trainer", "state": state}]},
         }
 
@@ -568,16 +575,43 @@ def test_promise_37_a_log_whose_job_is_gone_comes_from_the_store(
 
 
 def test_promise_37_a_pod_that_waits_is_waited_for(server: Server, cluster: Cluster, storage: Storage) -> None:
-    pod = Pod("p", numbered(1, 2), state="waiting")
+    pod = Pod("p", numbered(1, 2), state="waiting", streams=[Stream("end", then=server.complete)])
     server.add(pod)
     told: list[Told] = []
-    thread = threading.Thread(target=lambda: told.extend(follow(cluster, storage, RUN, PACE)))
+    thread = threading.Thread(target=lambda: told.extend(follow(cluster, storage, RUN, PACE)), daemon=True)
     thread.start()
     thread.join(1)
     assert (thread.is_alive(), told) == (True, [])
-    pod.streams, pod.state = [Stream("end", then=server.complete)], "running"
+    pod.state = "running"
     thread.join()
     assert texts(told) == ["line 1", "line 2"]
+
+
+def test_promise_37_a_pod_that_is_ending_is_followed_to_its_end(
+    server: Server, cluster: Cluster, storage: Storage
+) -> None:
+    """A run that was cancelled is over, and its pod still saves what there is to save."""
+    pod = Pod("p", numbered(1, 2), deleted="2999-01-01T00:00:00Z")
+    server.add(pod)
+    server.conditions = ["Failed"]
+    told: list[Told] = []
+    thread = threading.Thread(target=lambda: told.extend(follow(cluster, storage, RUN, PACE)), daemon=True)
+    thread.start()
+    thread.join(1)
+    assert (thread.is_alive(), texts(told)) == (True, ["line 1", "line 2"])
+    pod.log.append(numbered(3, 3)[0])
+    server.complete()
+    thread.join()
+    assert texts(told) == ["line 1", "line 2", "line 3"]
+
+
+def test_promise_37_a_pod_that_came_and_ended_meanwhile_is_told(server: Server, followed: Follow) -> None:
+    def go_on() -> None:
+        server.add(Pod("second", numbered(3, 4), created="2026-03-01T12:01:00Z"))
+        server.complete()
+
+    server.add(Pod("first", numbered(1, 2), streams=[Stream("hang", then=go_on)]))
+    assert texts(followed()) == ["line 1", "line 2", "line 3", "line 4"]
 
 
 def test_promise_37_an_api_server_that_is_away_for_a_while_ends_nothing(server: Server, followed: Follow) -> None:

@@ -1,7 +1,7 @@
 """The training child's stand-in: keeps its contract and trains nothing. `job/train.py` in the stand-in image.
 
 A config tells it what to do by its sample prompts: `stand-in: seconds 0.5` for each step, and at half of the steps
-`exit 79`, `signal 9`, `allocate` (memory without end), `hang`, or `lines 1000` to print.
+`exit 79`, `signal 9`, `allocate` (memory without end), `fill 100` (MiB on scratch), or `lines 1000` to print.
 """
 
 import json
@@ -89,6 +89,8 @@ def obey(orders: dict[str, str]) -> None:
     """What is to happen halfway."""
     for number in range(int(orders.get("lines", 0))):
         print(f"line {number:06d}", flush=True)
+    if "fill" in orders:
+        Path("filled").write_bytes(bytes(int(orders["fill"]) << 20))
     if "exit" in orders:
         code = int(orders["exit"])
         if error := ERROR_BY_CODE.get(code):
@@ -99,8 +101,6 @@ def obey(orders: dict[str, str]) -> None:
     held = []
     while "allocate" in orders:
         held.append(bytearray(os.urandom(1 << 20) * 16))
-    while "hang" in orders:
-        time.sleep(1)
 
 
 def write_adapter(directory: Path, plan: Plan) -> None:
