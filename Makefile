@@ -19,7 +19,7 @@ SITE = [ ! -f build/cluster/environment ] || . build/cluster/environment; .venv/
 TRAIN := $(addprefix tests/,train export job demo)
 UNIT := $(filter-out $(TRAIN) tests/gpu_path tests/cluster,$(patsubst %/,%,$(wildcard tests/*/)))
 
-.PHONY: help install lint format test test-unit test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all gpu-smoke demo run cluster cluster-down launch llama-cpp config-docs bench clean
+.PHONY: help install lint format test test-unit test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all gpu-smoke demo run cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule doctor llama-cpp config-docs bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,9 +75,53 @@ cluster: $(INSTALLED) ## a real Kubernetes on this machine, with S3; as root wit
 cluster-down: $(INSTALLED) ## end it; what its S3 holds stays in build/cluster
 	@$(PYTHON) -m examples.cluster down
 
+# The verbs of `finetune`; FLAGS= passes more.
+needed = "$(or $($(1)),$(error say which: make $@ $(1)=...))"
+
+validate: $(INSTALLED) ## check a config, its inputs and its rows: make validate CONFIG=config.yaml
+	@$(SITE) $@ $(call needed,CONFIG) $(FLAGS)
+
+render: $(INSTALLED) ## print the Job that launch sends
+	@$(SITE) $@ $(call needed,CONFIG) $(FLAGS)
+
 launch: $(INSTALLED) ## submit a config to `make cluster`'s or kubectl's cluster: make launch CONFIG=config.yaml
-	@: $(or $(CONFIG),$(error say which: make launch CONFIG=path/to/config.yaml))
-	@$(SITE) launch "$(CONFIG)" $(FLAGS)
+	@$(SITE) $@ $(call needed,CONFIG) $(FLAGS)
+
+status: $(INSTALLED) ## tell how a run is: make status RUN=demo-0123456789; FLAGS="-o json" and so on for each verb
+	@$(SITE) $@ $(call needed,RUN) $(FLAGS)
+
+watch: $(INSTALLED) ## watch a run live
+	@$(SITE) $@ $(call needed,RUN) $(FLAGS)
+
+logs: $(INSTALLED) ## print a run's log (FLAGS=-f: follow it)
+	@$(SITE) $@ $(call needed,RUN) $(FLAGS)
+
+why: $(INSTALLED) ## say what keeps a run from going on, and what to do
+	@$(SITE) $@ $(call needed,RUN) $(FLAGS)
+
+wait: $(INSTALLED) ## wait until a run has ended
+	@$(SITE) $@ $(call needed,RUN) $(FLAGS)
+
+cancel: $(INSTALLED) ## end a run
+	@$(SITE) $@ $(call needed,RUN) $(FLAGS)
+
+list: $(INSTALLED) ## list the newest runs
+	@$(SITE) $@ $(FLAGS)
+
+pull: $(INSTALLED) ## fetch a run's artifacts, each verified: make pull RUN=demo@latest FLAGS="--to out"
+	@$(SITE) $@ $(call needed,RUN) $(FLAGS)
+
+schedule: $(INSTALLED) ## train a config every night: make schedule CONFIG=config.yaml CRON="17 2 * * *"
+	@$(SITE) $@ $(call needed,CONFIG) $(call needed,CRON) $(FLAGS)
+
+schedules: $(INSTALLED) ## list the schedules
+	@$(SITE) $@ $(FLAGS)
+
+unschedule: $(INSTALLED) ## remove a schedule: make unschedule NAME=demo
+	@$(SITE) $@ $(call needed,NAME) $(FLAGS)
+
+doctor: $(INSTALLED) ## look whether runs can be launched here
+	@$(SITE) $@ $(FLAGS)
 
 llama-cpp: $(INSTALLED) ## llama.cpp's pinned converter, once, in a cache outside the tree
 	@$(LLAMA_CPP) echo "llama.cpp is in $$FINETUNE_LLAMA_CPP"

@@ -58,7 +58,7 @@ def identify(config: RunConfig, storage: Storage, settings: Settings) -> Run:
                 "Give this config another name, or start the run anew with --again.",
             )
         return Run(storage, spec, settings.run_id)
-    spec = freeze(config, settings.image, version("finetune"))
+    spec = freeze(config, settings.image, version("finetune"), settings.ordinal)
     if settings.again:
         spec = anew(spec, storage)
     return Run(storage, spec, settings.run_id or run_id_of(spec.recipe.name, canonical_bytes(spec)))

@@ -39,6 +39,8 @@ class Settings:
     llama_cpp: Path
     check: bool
     again: bool
+    ordinal: int
+    """Of a fresh run whose spec the pod freezes; 0 of the first."""
     site: Site
     image: str | None
     code_revision: str | None
@@ -112,6 +114,7 @@ def read_settings(argv: Sequence[str], environment: Mapping[str, str] = os.envir
         llama_cpp=Path(value("llama_cpp", "/opt/llama.cpp") or "").absolute(),
         check=flags.check,
         again=flags.again,
+        ordinal=_ordinal(environment.get("FINETUNE_AGAIN", "0")),
         site=Site(
             site=environment.get("FINETUNE_SITE"),
             namespace=environment.get("FINETUNE_NAMESPACE"),
@@ -124,3 +127,9 @@ def read_settings(argv: Sequence[str], environment: Mapping[str, str] = os.envir
         heartbeat_seconds=seconds("FINETUNE_HEARTBEAT_SECONDS", 30),
         stale_seconds=seconds("FINETUNE_STALE_SECONDS", STALE_SECONDS),
     )
+
+
+def _ordinal(text: str) -> int:
+    if not text.isdecimal():
+        raise UsageError(f"FINETUNE_AGAIN={text} is not a whole number")
+    return int(text)

@@ -26,7 +26,7 @@ def cancel(run_id: str, storage: Storage, cluster: Cluster, by: str) -> Cancelle
     if storage.head(keys.result):
         raise TakenError(f"{run_id} has succeeded already", "There is nothing to cancel.")
     job = cluster.get_job(run_id)
-    if job is None and storage.head(keys.spec) is None:
+    if job is None and not any(map(storage.head, (keys.spec, keys.config))):  # the pod may yet have to freeze the spec
         raise NoInputError(f"there is no run {run_id} under {storage.uri}, and no Job", "`list` names the runs.")
     if job and not is_ours(job):
         raise TakenError(f"the Job {run_id} was not made by the launcher", "Delete it by kubectl if it is yours.")

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 FAILED, TIMEOUT, DETACHED = 1, 124, 130
 # Whatever is wrong with the config or its inputs is one code to whoever launches: see README.md.
 _CODES = {Exit.DATA: Exit.CONFIG, Exit.NO_INPUT: Exit.CONFIG, Exit.IO: FAILED, Exit.BUG: FAILED}
-_PENDING_TOO_LONG = timedelta(minutes=30)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -270,6 +269,7 @@ def cancel(run: str, launcher: Launcher) -> None:
 @output
 def list_(name: str | None, limit: int, selector: str | None, launcher: Launcher, output: str | None) -> None:
     """List the newest runs, of one model line or of all."""
+    from launcher.pending import TOO_LONG
     from launcher.status import Phase
     from launcher.tables import runs_table
 
@@ -277,7 +277,7 @@ def list_(name: str | None, limit: int, selector: str | None, launcher: Launcher
     names = "\n".join(line.status.run_id for line in lines)
     _answer(lines, output, names, runs_table(lines, now, output == "wide") if lines else "no runs")
     for line in lines:
-        if line.status.phase == Phase.PENDING and now - line.since > _PENDING_TOO_LONG:
+        if line.status.phase == Phase.PENDING and now - line.since > TOO_LONG:
             _warn(f"{line.status.run_id} has been pending for long: `finetune why {line.status.run_id}`")
 
 

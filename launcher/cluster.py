@@ -165,7 +165,7 @@ class Cluster:
         """
         found = self._items(self._core("events"), {})
         own = [event for event in found if f"{event['involvedObject']['name']}-".startswith(f"{name}-")]
-        return sorted((event for event in own if _happened(event) >= since), key=_happened)
+        return sorted((event for event in own if _happened(event)[:19] >= since[:19]), key=_happened)
 
     # Nights
 

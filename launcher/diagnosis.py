@@ -105,16 +105,16 @@ def _cause(run: Evidence, events: Sequence[Json], queue_exists: bool) -> _Cause 
 
 # A Job that has ended, or does not start
 
-_START_LATER = "`launch --resume` tries again; give it a longer --start-timeout."
+_TRY_AGAIN = "`launch --resume` tries again; a longer --start-timeout gives it more time."
 
 
 def _failed(run: Evidence, events: Sequence[Json]) -> _Cause | None:
-    """A deadline is the cause only of what ran: what never did was held up by something."""
+    """A deadline is the cause only of what ran: what never did was held up by something, whoever ended it."""
     told = run.job_message
     if run.job_reason == "DeadlineExceeded":
         held = None if _has_run(run) else _waiting(run.newest_pod, events) or _by_event(_newest_step(events))
         if run.ended_because:
-            return held or _Cause(Category.DEADLINE_EXCEEDED, run.ended_because, "launcher", _START_LATER)
+            return held or _Cause(Category.DEADLINE_EXCEEDED, run.ended_because, "launcher", _TRY_AGAIN)
         return held or _Cause(Category.DEADLINE_EXCEEDED, told, "controller manager")
     if found := _ending(run):
         return found

@@ -19,7 +19,7 @@ from job.storage import Storage
 from launcher.cluster import Cluster
 from launcher.evidence import Evidence
 from launcher.kube import Json, Lost
-from launcher.manifest import SPEC_SHA256, Manifest, Submission, build_job, image_of
+from launcher.manifest import SPEC_SHA256, Manifest, Submission, build_job, image_of, set_env, trainer
 from launcher.runs import read_run
 
 _TRIES, _PAUSE_SECONDS = 5, 1.0
@@ -66,6 +66,7 @@ def prepare(
     submitter: str,
     again: bool = False,
     freeze_in_pod: bool = False,
+    resume: bool = False,
 ) -> Prepared:
     """The run of a config: its inputs frozen, its id, and the Job that would be sent.
 
@@ -77,6 +78,7 @@ def prepare(
         submitter: who launches, for the record.
         again: a fresh run of a spec that was launched before.
         freeze_in_pod: leave the inputs alone: whoever launches may not be allowed to read them.
+        resume: with `again`, the newest of the fresh runs instead of another one.
 
     Raises:
         JobError: the config or an input cannot be used, or the template does not allow it.
@@ -84,7 +86,8 @@ def prepare(
     config = parse_config(config_bytes, source)
     spec = (unfrozen if freeze_in_pod else freeze)(config, image_of(template), version("finetune"))
     if again:
-        spec = anew(spec, storage)
+        fresh = anew(spec, storage)
+        spec = fresh.model_copy(update={"again": fresh.again - 1}) if resume else fresh
     run_id = run_id_of(spec.recipe.name, canonical_bytes(spec))
     submission = Submission(
         run_id=run_id,
@@ -96,7 +99,10 @@ def prepare(
         submitter=submitter,
         version=version("finetune"),
     )
-    return Prepared(config_bytes, spec, not freeze_in_pod, run_id, build_job(template, submission))
+    job = build_job(template, submission)
+    if freeze_in_pod and spec.again:
+        set_env(trainer(job), "FINETUNE_AGAIN", str(spec.again))
+    return Prepared(config_bytes, spec, not freeze_in_pod, run_id, job)
 
 
 def launch(prepared: Prepared, storage: Storage, cluster: Cluster, resume: bool = False) -> Launched:

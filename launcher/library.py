@@ -89,18 +89,21 @@ class Launcher:
         except (OSError, KeyError):
             return f"uid {os.getuid()}"
 
-    def prepare(self, config: Path, again: bool = False, freeze_in_pod: bool = False) -> "Prepared":
+    def prepare(
+        self, config: Path, again: bool = False, freeze_in_pod: bool = False, resume: bool = False
+    ) -> "Prepared":
         """Checks a config and freezes its inputs: the run that it would be, and its Job. Nothing is written.
 
         Args:
             config: the file.
             again: a fresh run of a spec that was launched before.
             freeze_in_pod: leave the inputs to the pod, where the launcher may not read them.
+            resume: with `again`, the newest of the fresh runs instead of another one.
         """
         from launcher import launching
 
-        body = _read(config)
-        return launching.prepare(body, str(config), self.template, self.storage, self.submitter, again, freeze_in_pod)
+        given = (self.template, self.storage, self.submitter, again, freeze_in_pod, resume)
+        return launching.prepare(_read(config), str(config), *given)
 
     def validate(self, config: Path) -> "tuple[str, Rows]":
         """Checks a config, its inputs and every row, as the job would; the run id, and what the rows are."""
@@ -126,7 +129,7 @@ class Launcher:
         """
         from launcher import launching
 
-        return launching.launch(self.prepare(config, again, freeze_in_pod), self.storage, self.cluster, resume)
+        return launching.launch(self.prepare(config, again, freeze_in_pod, resume), self.storage, self.cluster, resume)
 
     def status(self, run: str) -> "RunStatus":
         """How a run is now."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from queue import Empty, SimpleQueue
 
-from job.contract.errors import JobError, UnavailableError
+from job.contract.errors import JobError, NoInputError, UnavailableError
 from job.storage import Storage
 from launcher.cluster import Cluster
 from launcher.kube import Answer, Gone, Json, Lost
@@ -72,6 +72,7 @@ def statuses(
         start_timeout: seconds after which a Job is ended of which no pod has run. The time in a queue does not count.
 
     Raises:
+        NoInputError: there is no such run.
         JobDeleted: there is no Job any more, and no other in its place.
         TimedOut: the time is over.
         UnavailableError: the API server or the store stayed away.
@@ -90,6 +91,8 @@ def statuses(
                 store.bear(error)
                 continue
             store.renew()
+            if status.phase == Phase.UNKNOWN and not seen:
+                raise NoInputError(f"{run_id}: {status.message}", "`finetune list` names the runs.")
             yield status
             if status.terminal:
                 return

@@ -19,8 +19,9 @@ DIRECTORY = Path("build/cluster")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Starts or ends it; `run` is the process that holds it."""
-    return {"up": up, "run": run, "down": down}[argv[0]](DIRECTORY.absolute())
+    """`up` and `down`, and `run`, the process in between; then a directory in the place of the usual one."""
+    directory = Path(argv[1]) if len(argv) > 1 else DIRECTORY
+    return {"up": up, "run": run, "down": down}[argv[0]](directory.absolute())
 
 
 def up(directory: Path) -> int:
@@ -32,7 +33,7 @@ def up(directory: Path) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "log"
     with log.open("wb") as output:
-        command = [sys.executable, "-m", "examples.cluster", "run"]
+        command = [sys.executable, "-m", "examples.cluster", "run", str(directory)]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     (directory / "pid").write_text(str(process.pid))
     told = 0

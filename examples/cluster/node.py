@@ -184,6 +184,7 @@ healthzPort: 0
 failSwapOn: false
 enforceNodeAllocatable: []
 nodeStatusUpdateFrequency: 4s
+volumeStatsAggPeriod: 5s
 evictionHard: {{imagefs.available: 1%, nodefs.available: 1%}}
 """
 

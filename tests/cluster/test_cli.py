@@ -26,16 +26,22 @@ class Terminal:
     """Runs commands for one namespace and one root."""
 
     def __init__(self, plane: ControlPlane, cluster: Cluster, storage: Storage) -> None:
-        self.store = ["--runs", storage.uri, "--template", str(ROOT / "k8s" / "job.yaml")]
+        self.runs, self.template = storage.uri, ROOT / "k8s" / "job.yaml"
         self.cluster = ["--kubeconfig", str(plane.kubeconfig()), "-n", cluster.namespace]
+        self.environment = dict(os.environ)
+
+    def start(self, command: str, *words: str, cluster: bool = True) -> subprocess.Popen[str]:
+        """A command that goes on."""
+        flags = ["--runs", self.runs, "--template", str(self.template), *(self.cluster if cluster else [])]
+        told = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([FINETUNE, command, *words, *flags], env=self.environment, text=True, **told)
 
     def run(self, command: str, *words: str, cluster: bool = True) -> subprocess.CompletedProcess[str]:
-        flags = self.store + (self.cluster if cluster else [])
-        done = subprocess.run(
-            [FINETUNE, command, *words, *flags], env=dict(os.environ), capture_output=True, text=True, check=False
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
+        """A command, to its end."""
+        started = self.start(command, *words, cluster=cluster)
+        stdout, stderr = started.communicate()
+        assert "Traceback" not in stderr, stderr
+        return subprocess.CompletedProcess(started.args, started.returncode, stdout, stderr)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from job.contract.errors import ConfigError
 from job.contract.keys import RunKeys
 from job.contract.model import canonical_bytes
 from job.storage import Storage
+from launcher.categories import Category
 from launcher.cluster import Cluster
-from launcher.diagnosis import Category
 from launcher.kube import Json
 from launcher.launching import Prepared
 from launcher.manifest import QUEUE
@@ -89,7 +89,7 @@ def bound(cluster: Cluster, run_id: str) -> Json:
 # No pod is made
 
 
-def test_quota_exceeded(job: Json, cluster: Cluster) -> None:
+def test_promise_8_quota_exceeded(job: Json, cluster: Cluster) -> None:
     quota = {"metadata": {"name": "gpus"}, "spec": {"hard": {"requests.nvidia.com/gpu": "0"}}}
     post(cluster, f"/api/v1/namespaces/{cluster.namespace}/resourcequotas", quota)
     ask_for(job, **{"nvidia.com/gpu": "1"})
@@ -97,25 +97,25 @@ def test_quota_exceeded(job: Json, cluster: Cluster) -> None:
     assert "exceeded quota: gpus, requested: requests.nvidia.com/gpu=1" in said
 
 
-def test_pod_security_denied(job: Json, cluster: Cluster) -> None:
+def test_promise_9_pod_security_denied(job: Json, cluster: Cluster) -> None:
     pod_of(job)["containers"][0]["securityContext"].pop("allowPrivilegeEscalation")
     post(cluster, f"/apis/batch/v1/namespaces/{cluster.namespace}/jobs", job)  # the launcher itself refuses it
     said = recorded(Category.POD_SECURITY_DENIED, cluster, job["metadata"]["name"]).said
     assert "allowPrivilegeEscalation != false" in said
 
 
-def test_account_missing(job: Json, cluster: Cluster) -> None:
+def test_promise_10_account_missing(job: Json, cluster: Cluster) -> None:
     pod_of(job)["serviceAccountName"] = "nobody"
     found = recorded(Category.ACCOUNT_MISSING, cluster, run(job, cluster))
     assert "kubectl create serviceaccount nobody" in found.resolution
 
 
-def test_priority_class_missing(job: Json, cluster: Cluster) -> None:
+def test_promise_10_priority_class_missing(job: Json, cluster: Cluster) -> None:
     pod_of(job)["priorityClassName"] = "nowhere"
     assert "nowhere" in recorded(Category.PRIORITY_CLASS_MISSING, cluster, run(job, cluster)).said
 
 
-def test_policy_denied(job: Json, cluster: Cluster) -> None:
+def test_promise_11_policy_denied(job: Json, cluster: Cluster) -> None:
     name, admission = f"policy-{cluster.namespace}", "/apis/admissionregistration.k8s.io/v1"
     rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
     refusal = {"expression": "false", "message": "images are named by digest"}
@@ -136,13 +136,13 @@ def test_policy_denied(job: Json, cluster: Cluster) -> None:
     assert "images are named by digest" in recorded(Category.POLICY_DENIED, cluster, run(job, cluster)).said
 
 
-def test_queue_missing(job: Json, cluster: Cluster) -> None:
+def test_promise_10_queue_missing(job: Json, cluster: Cluster) -> None:
     job["metadata"]["labels"][QUEUE] = "gpus"
     job["spec"]["suspend"] = True
     assert "LocalQueue gpus" in recorded(Category.QUEUE_MISSING, cluster, run(job, cluster)).summary
 
 
-def test_suspended(job: Json, cluster: Cluster) -> None:
+def test_promise_13_suspended(job: Json, cluster: Cluster) -> None:
     job["spec"]["suspend"] = True
     assert '{"spec": {"suspend": false}}' in recorded(Category.SUSPENDED, cluster, run(job, cluster)).resolution
 
@@ -150,35 +150,35 @@ def test_suspended(job: Json, cluster: Cluster) -> None:
 # No node takes it
 
 
-def test_no_gpu(job: Json, cluster: Cluster, node: MakeNode) -> None:
+def test_promise_15_no_gpu(job: Json, cluster: Cluster, node: MakeNode) -> None:
     node(gpus=1)
     ask_for(job, **{"nvidia.com/gpu": "2"})
     assert "Insufficient nvidia.com/gpu" in recorded(Category.NO_GPU, cluster, run(job, cluster)).said
 
 
-def test_insufficient_resources(job: Json, cluster: Cluster, node: MakeNode) -> None:
+def test_promise_15_insufficient_resources(job: Json, cluster: Cluster, node: MakeNode) -> None:
     node()
     ask_for(job, memory="64Gi")
     assert "Insufficient memory" in recorded(Category.INSUFFICIENT_RESOURCES, cluster, run(job, cluster)).said
 
 
-def test_tainted(job: Json, cluster: Cluster, node: MakeNode) -> None:
+def test_promise_15_tainted(job: Json, cluster: Cluster, node: MakeNode) -> None:
     node(taints=[{"key": "team", "value": "vision", "effect": "NoSchedule"}])
     assert "untolerated taint" in recorded(Category.TAINTED, cluster, run(job, cluster)).said
 
 
-def test_cordoned(job: Json, cluster: Cluster, node: MakeNode) -> None:
+def test_promise_15_cordoned(job: Json, cluster: Cluster, node: MakeNode) -> None:
     node(unschedulable=True)
     assert "were unschedulable" in recorded(Category.CORDONED, cluster, run(job, cluster)).said
 
 
-def test_no_node_matches(job: Json, cluster: Cluster, node: MakeNode) -> None:
+def test_promise_15_no_node_matches(job: Json, cluster: Cluster, node: MakeNode) -> None:
     node()
     pod_of(job)["nodeSelector"] = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
     assert "node affinity/selector" in recorded(Category.NO_NODE_MATCHES, cluster, run(job, cluster)).said
 
 
-def test_volume_unbound(job: Json, cluster: Cluster, node: MakeNode) -> None:
+def test_promise_15_volume_unbound(job: Json, cluster: Cluster, node: MakeNode) -> None:
     node()
     claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": ""}
     claims = f"/api/v1/namespaces/{cluster.namespace}/persistentvolumeclaims"
@@ -189,7 +189,7 @@ def test_volume_unbound(job: Json, cluster: Cluster, node: MakeNode) -> None:
     assert "PersistentVolumeClaims" in recorded(Category.VOLUME_UNBOUND, cluster, run(job, cluster)).said
 
 
-def test_unschedulable(job: Json, cluster: Cluster) -> None:
+def test_promise_15_unschedulable(job: Json, cluster: Cluster) -> None:
     pod_of(job)["schedulingGates"] = [{"name": "finetune.local/test"}]
     assert "scheduling gates" in recorded(Category.UNSCHEDULABLE, cluster, run(job, cluster)).said
 

@@ -36,6 +36,7 @@ from tests.storage.faulty_s3 import BrokenConnection, Request
 
 SECONDS = 60
 """No test is to hang."""
+HELD = "finetune.local/test"
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__, "launcher.cli", "launcher.watching", "launcher.cancelling"])
 
@@ -74,18 +75,11 @@ def site(api: FaultyApi, cluster: Cluster, storage: Storage) -> Site:
     return Site(str(api.kubeconfig), cluster.namespace, storage.uri)
 
 
-MakePrepared = Callable[[int], Prepared]
-
-
-@pytest.fixture
-def nth(config_file: Path, template: Manifest, storage: Storage) -> MakePrepared:
+def nth(number: int, config_file: Path, template: Manifest, storage: Storage, freeze_in_pod: bool = False) -> Prepared:
     """A run for each number: it trains for so many steps."""
-
-    def make(number: int) -> Prepared:
-        config = json.loads(config_file.read_text()) | {"training": {"max_steps": number}}
-        return prepare(json.dumps(config).encode(), "config.yaml", template, storage, "ada")
-
-    return make
+    config = json.loads(config_file.read_text()) | {"training": {"max_steps": number}}
+    body = json.dumps(config).encode()
+    return prepare(body, "config.yaml", template, storage, "ada", freeze_in_pod=freeze_in_pod)
 
 
 def names(cluster: Cluster) -> set[str]:
@@ -110,6 +104,12 @@ def queued(prepared: Prepared) -> Prepared:
     job = copy.deepcopy(prepared.job)
     job["spec"]["suspend"] = True
     return replace(prepared, job=job)
+
+
+def at_rest(cluster: Cluster, run_id: str) -> Json:
+    """A queued Job that its controller has seen: from then on nothing changes it but us."""
+    until(lambda: job_of(cluster, run_id)["status"].get("conditions"))
+    return job_of(cluster, run_id)
 
 
 def delete(cluster: Cluster, run_id: str) -> None:
@@ -238,12 +238,18 @@ def test_promise_1_fifty_processes_that_launch_the_same_make_one_job(
 
 @pytest.mark.parametrize("where", EVERYWHERE)
 def test_promise_2_a_launcher_killed_at_any_request_is_made_good_by_the_next(
-    where: str, nth: MakePrepared, site: Site, api: FaultyApi, storage: Storage, cluster: Cluster
+    where: str,
+    config_file: Path,
+    template: Manifest,
+    site: Site,
+    api: FaultyApi,
+    storage: Storage,
+    cluster: Cluster,
 ) -> None:
     runs: list[Prepared] = []
     over = False
     while not over:
-        runs.append(nth(len(runs) + 1))
+        runs.append(nth(len(runs) + 1, config_file, template, storage))
         over = survives(api, where, len(runs), launch_there, runs[-1], site)
         launch(runs[-1], storage, cluster)
         assert is_whole(runs[-1], storage, cluster)
@@ -256,12 +262,12 @@ def resume_there(prepared: Prepared, site: Site, number: int = 0) -> None:
 
 
 def test_promise_2_a_resume_killed_at_any_request_is_made_good_by_the_next(
-    nth: MakePrepared, site: Site, api: FaultyApi, storage: Storage, cluster: Cluster
+    config_file: Path, template: Manifest, site: Site, api: FaultyApi, storage: Storage, cluster: Cluster
 ) -> None:
     number, over = 0, False
     while not over:
         number += 1
-        run = nth(number)
+        run = nth(number, config_file, template, storage)
         launch(run, storage, cluster)
         fail(cluster, run.run_id)
         failed = job_of(cluster, run.run_id)["metadata"]["uid"]
@@ -277,8 +283,10 @@ def test_promise_2_a_lost_answer_never_doubles(
 ) -> None:
     api.faults = [only("POST", "/jobs", loses_the_answer, times=1)]
     launched = launch(prepared, storage, through)
-    assert launched.job == job_of(cluster, prepared.run_id) or launched.job
-    assert (api.count("POST", "/jobs"), names(cluster)) == (1, {prepared.run_id})
+    assert launched.job
+    assert launched.job["metadata"]["uid"] == job_of(cluster, prepared.run_id)["metadata"]["uid"]
+    assert [request.method for request in api.seen] == ["GET", "POST", "GET"]
+    assert names(cluster) == {prepared.run_id}
 
 
 def answers_500(request: Request, send: Send) -> Answer:
@@ -288,18 +296,20 @@ def answers_500(request: Request, send: Send) -> Answer:
 
 
 @pytest.mark.parametrize(
-    ("fault", "posts"),
-    [(says(429, retry_after=1), 3), (says(503), 3), (answers_500, 1)],
+    ("fault", "asked"),
+    [
+        (says(429, retry_after=1), "GET POST GET POST GET POST"),
+        (says(503), "GET POST GET POST GET POST"),
+        (answers_500, "GET POST GET"),
+    ],
     ids=["429", "503", "500 though it was done"],
 )
 def test_promise_39_a_refused_post_is_looked_up_before_it_is_sent_again(
-    fault: Fault, posts: int, prepared: Prepared, storage: Storage, api: FaultyApi, through: Cluster, cluster: Cluster
+    fault: Fault, asked: str, prepared: Prepared, storage: Storage, api: FaultyApi, through: Cluster, cluster: Cluster
 ) -> None:
     api.faults = [only("POST", "/jobs", fault, times=2)]
     assert launch(prepared, storage, through).job
-    assert [request.method for request in api.seen] == ["GET", *["POST", "GET"] * (posts - 1), "POST"] + (
-        ["GET"] if posts == 1 else []
-    )
+    assert [request.method for request in api.seen] == asked.split()
     assert names(cluster) == {prepared.run_id}
 
 
@@ -324,7 +334,7 @@ def test_promise_3_another_spec_under_its_id_is_refused_with_the_difference(
     training = recipe.training.model_copy(update={"learning_rate": 0.5})
     other = prepared.spec.model_copy(update={"recipe": recipe.model_copy(update={"training": training})})
     storage.put(RunKeys(prepared.run_id).spec, canonical_bytes(other))
-    before = job_of(cluster, prepared.run_id)
+    before = at_rest(cluster, prepared.run_id)
     ours = recipe.training.learning_rate
     with pytest.raises(TakenError, match=rf"training\.learning_rate was 0\.5 and is {ours}") as refused:
         launch(prepared, storage, cluster)
@@ -388,26 +398,35 @@ def test_a_job_that_is_gone_is_created_again(prepared: Prepared, storage: Storag
     assert launch(prepared, storage, cluster).created
 
 
-def test_a_job_that_is_on_its_way_out_is_waited_for(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
-    held = queued(prepared)
-    held.job["metadata"]["finalizers"] = ["finetune.local/test"]
-    launch(held, storage, cluster)
-    old = job_of(cluster, prepared.run_id)["metadata"]["uid"]
+def test_a_job_that_is_on_its_way_out_is_waited_for(
+    prepared: Prepared, storage: Storage, api: FaultyApi, through: Cluster, cluster: Cluster
+) -> None:
+    old = hold(prepared, storage, cluster)
     assert cluster.delete_job(prepared.run_id, old)
     with ThreadPoolExecutor(1) as other:
-        launching = other.submit(launch, prepared, storage, cluster)
-        assert not launching.done()
+        launching = other.submit(launch, prepared, storage, through)
+        until(lambda: api.count("GET", "/jobs/") > 3)
+        assert api.count("POST", "/jobs") == 0
         release(cluster, prepared.run_id)
         launched = launching.result(SECONDS)
     assert launched.job
     assert (launched.created, launched.job["metadata"]["uid"] != old) == (True, True)
 
 
+def hold(prepared: Prepared, storage: Storage, cluster: Cluster) -> str:
+    """Launches a Job that stays, once it is deleted, until it is released; its uid."""
+    held = queued(prepared)
+    held.job["metadata"]["finalizers"] = [HELD]
+    launch(held, storage, cluster)
+    uid: str = job_of(cluster, prepared.run_id)["metadata"]["uid"]
+    return uid
+
+
 def release(cluster: Cluster, run_id: str) -> None:
-    """Takes away what holds a Job that is being deleted."""
+    """Lets go of it, as soon as nobody else holds it."""
+    until(lambda: job_of(cluster, run_id)["metadata"]["finalizers"] == [HELD])
     uid = job_of(cluster, run_id)["metadata"]["uid"]
-    rest = [name for name in job_of(cluster, run_id)["metadata"]["finalizers"] if name != "finetune.local/test"]
-    assert cluster.patch_job(run_id, uid, {"metadata": {"finalizers": rest}})
+    cluster.patch_job(run_id, uid, {"metadata": {"finalizers": []}})
 
 
 def test_a_cancelled_run_is_created_again_though_its_pod_may_beat(

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from job.contract.documents import Artifacts, Cancelled, Claim, Lease, Outcome, Result
 from job.contract.exits import Exit
-from launcher.diagnosis import Category, Diagnosis, diagnose
+from launcher.categories import Category
+from launcher.diagnosis import Diagnosis, diagnose
+from launcher.manifest import ENDED_BECAUSE
 from launcher.runs import RunDocuments
 from tests.results import SUMMARY
 
@@ -212,6 +214,17 @@ def test_the_deadline_is_the_cause_of_what_had_run() -> None:
     assert category(scheduled, started | {"involvedObject": pod}) == Category.DEADLINE_EXCEEDED
     claim = CLAIM | {"job_uid": scheduled["job"]["metadata"]["uid"]}
     assert category(scheduled | {"documents": {"claim": claim}}) == Category.DEADLINE_EXCEEDED
+
+
+def test_a_job_that_the_launcher_ended_is_told_by_what_held_it_else_in_the_launchers_words() -> None:
+    told = read("no_gpu-ended")
+    reason = "no pod of it ran within 60 s"
+    told["job"]["metadata"]["annotations"] = {ENDED_BECAUSE: reason}
+    assert category(told) == Category.NO_GPU
+    found = diagnosed(told | {"pods": [], "events": []})
+    assert found
+    assert (found.category, found.said, found.by) == (Category.DEADLINE_EXCEEDED, reason, "launcher")
+    assert "--start-timeout" in found.resolution
 
 
 def test_a_job_that_does_not_exist_and_never_did_is_not_diagnosed() -> None:

@@ -1,25 +1,17 @@
 """What doctor concludes, from plain objects of Kubernetes."""
 
 from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
 import pytest
 import yaml
 
 from job.contract.errors import ConfigError, JobError
-from launcher.doctor import (
-    NEEDED,
-    Check,
-    code_of,
-    gpu_nodes,
-    grace_for,
-    obstacles,
-    quota,
-    tolerates,
-    waits,
-    waits_since,
-)
+from launcher.doctor import NEEDED, Check, code_of, grace_for
+from launcher.gpu_nodes import gpu_nodes, obstacles, quota, tolerates
 from launcher.manifest import Manifest, trainer
+from launcher.pending import waits, waits_since
 from tests.conftest import ROOT
 
 Json = dict[str, Any]
@@ -203,6 +195,39 @@ def test_it_waits_since_its_pod_was_made_else_since_it_was_started() -> None:
     assert waits_since(job({"startTime": STARTED}), [pod("Pending", LATER)]) == at(10)
     assert waits_since(job(), [pod("Failed", STARTED), pod("Pending", LATER)]) == at(10)
     assert waits_since(job({"startTime": STARTED}), [pod("Failed", STARTED)]) is None, "it pauses between attempts"
+
+
+# Rights
+
+
+GRANTED_BEYOND = {
+    # `doctor` looks whether they are there, and goes on where it may not.
+    ("", "resourcequotas"): {"get", "list"},
+    ("", "serviceaccounts"): {"get"},
+    ("kueue.x-k8s.io", "localqueues"): {"get", "list"},
+    # `why` does without Kueue's own words.
+    ("kueue.x-k8s.io", "workloads"): {"get", "list"},
+    # For kubectl, to which our texts point: `describe`, and `get --watch`.
+    ("", "pods"): {"get", "watch"},
+    ("", "events"): {"get", "watch"},
+    # With the Jobs, in one rule.
+    ("batch", "cronjobs"): {"watch"},
+}
+"""What the Role that ships grants though no command needs it, by group and resource."""
+
+
+def test_the_role_that_ships_grants_what_the_commands_need_and_what_differs_on_purpose() -> None:
+    manifests = yaml.safe_load_all((ROOT / "k8s" / "base" / "rbac.yaml").read_bytes())
+    [role] = [each for each in manifests if (each["kind"], each["metadata"]["name"]) == ("Role", "finetune-launcher")]
+    granted = {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group, resource, verb in product(rule["apiGroups"], rule["resources"], rule["verbs"])
+    }
+    needed = {(right.group, right.resource, right.verb) for right in NEEDED}
+    beyond = {(*resource, verb) for resource, verbs in GRANTED_BEYOND.items() for verb in verbs}
+    assert granted - needed == beyond
+    assert needed - granted == set()
 
 
 def test_each_right_is_named_once() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from job.contract.documents import Artifacts, Cancelled, Claim, Lease, Outcome, Result
 from job.contract.model import canonical_bytes
+from launcher.manifest import ENDED_BECAUSE
 from launcher.runs import RunDocuments
 from launcher.status import Phase, RunStatus, read_status
 from tests.results import SUMMARY
@@ -228,6 +229,14 @@ def test_a_job_that_failed_says_what_its_last_attempt_told() -> None:
     assert (status.exit_code, status.resolution, status.job_uid) == (71, "Drain the node.", "ours")
     assert (status.attempt, status.stage, status.step, status.of, status.loss) == (1, "train", 7, 60, 1.5)
     assert status.eta_seconds is None
+
+
+def test_a_job_that_the_launcher_ended_says_why_before_anything_else() -> None:
+    over = job("FailureTarget", "Failed")
+    over["metadata"]["annotations"] = {ENDED_BECAUSE: "no pod of it ran within 60 s"}
+    for pods, found in (([], NOTHING), ([ended(71)], documents(5, outcome=OUTCOME))):
+        status = read_status(over, pods, found, NOW)
+        assert status.message == "its Job failed (FailedReason): no pod of it ran within 60 s"
 
 
 def test_an_attempt_that_ended_before_its_claim_is_known_from_its_pod_alone() -> None:

@@ -1,6 +1,6 @@
 """The training child's stand-in: keeps its contract and trains nothing. `job/train.py` in the stand-in image.
 
-A config tells it what to do by its sample prompts: `stand-in: seconds 0.5` for each step, and at half of the steps
+A config tells it what to do by its sample prompts: `stand-in: seconds 0.5` for each step, and before the second one
 `exit 79`, `signal 9`, `allocate` (memory without end), `fill 100` (MiB on scratch), or `lines 1000` to print.
 """
 
@@ -43,9 +43,9 @@ def train(plan: Plan, teller: Teller) -> None:
     seconds = float(orders.pop("seconds", 0))
     began = time.monotonic()
     for step in range(1, steps + 1):
-        time.sleep(seconds)
-        if step == (steps + 1) // 2:
+        if step == min(2, steps):
             obey(orders)
+        time.sleep(seconds)
         teller.tell(
             Step(
                 step=step,
@@ -86,7 +86,7 @@ def orders_of(plan: Plan) -> list[tuple[str, str]]:
 
 
 def obey(orders: dict[str, str]) -> None:
-    """What is to happen halfway."""
+    """What is to happen before the second step."""
     for number in range(int(orders.get("lines", 0))):
         print(f"line {number:06d}", flush=True)
     if "fill" in orders:

@@ -95,7 +95,7 @@ class Bench:
 
     def config(self, *orders: str, name: str = "bot", **keys: Any) -> Path:
         """A config's file, whose stand-in does what it is told."""
-        compute = {"gpus": 0, "cpus": 0.1, "memory_gib": 0.5, "scratch_gib": 0.5, "max_hours": 1}
+        compute = {"gpus": 0, "cpus": 0.5, "memory_gib": 0.5, "scratch_gib": 0.5, "max_hours": 1}
         config: dict[str, Any] = {
             "name": name,
             "base_model": f"{BUCKET}/tiny/base/",

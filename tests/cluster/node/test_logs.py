@@ -6,7 +6,7 @@ from launcher.log_lines import LogLine
 from launcher.manifest import Manifest
 from tests.cluster.node.conftest import Bench
 
-LINES = 20_000
+LINES = 3_000
 
 
 def numbers(texts: list[str]) -> list[int]:

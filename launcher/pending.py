@@ -1,0 +1,111 @@
+"""What leaves a run pending: a name in the Job template that nothing has, and the runs that have not started for long."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from job.contract.errors import ConfigError
+from launcher.cluster import Cluster
+from launcher.gpu_nodes import Note, few, pod_of
+from launcher.kube import Json
+from launcher.launching import ended
+from launcher.manifest import QUEUE, Manifest, is_ours
+
+TOO_LONG = timedelta(minutes=30)
+"""A run that has been pending for longer is named."""
+
+
+# What the Job template names
+
+
+def service_account(template: Manifest, cluster: Cluster) -> str:
+    """That the pods' service account is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    name = pod_of(template).get("serviceAccountName", "default")
+    path = f"/api/v1/namespaces/{cluster.namespace}/serviceaccounts/{name}"
+    return _there(cluster, path, f"service account {name}")
+
+
+def priority_class(template: Manifest, cluster: Cluster) -> str:
+    """That the pods' PriorityClass is there.
+
+    Raises:
+        JobError: it is not; a mere note when the template names none.
+    """
+    name = pod_of(template).get("priorityClassName")
+    if name is None:
+        raise Note("the Job template names none")
+    return _there(cluster, f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}", f"PriorityClass {name}")
+
+
+def queue(template: Manifest, cluster: Cluster) -> str:
+    """That Kueue is there, and in the namespace the LocalQueue.
+
+    Raises:
+        JobError: one is not; a mere note when the template names no queue.
+    """
+    name = template["metadata"].get("labels", {}).get(QUEUE)
+    if name is None:
+        raise Note("the Job template names none")
+    kueue = cluster.api.send("GET", f"/apis/{QUEUE.partition('/')[0]}")
+    if kueue.status == 404:
+        raise ConfigError(
+            f"the Job template names the queue {name}, and this cluster serves no Kueue",
+            "Install Kueue, or take the label out of the Job template.",
+        )
+    group = kueue.json()["preferredVersion"]["groupVersion"]
+    path = f"/apis/{group}/namespaces/{cluster.namespace}/localqueues/{name}"
+    return _there(cluster, path, f"LocalQueue {name}")
+
+
+def _there(cluster: Cluster, path: str, what: str) -> str:
+    if not cluster.exists(path):
+        raise ConfigError(
+            f"the {what} of the Job template is not there, so no run could start",
+            "Create it, or name another in the Job template.",
+        )
+    return f"the {what} is there"
+
+
+# Runs that do not start
+
+
+def pending_runs(cluster: Cluster, limit: timedelta) -> str:
+    """That no run has been pending for longer than this.
+
+    Raises:
+        ConfigError: some have; names them.
+    """
+    names = pending_too_long(cluster, limit, datetime.now(UTC))
+    minutes = f"{limit.total_seconds() / 60:g} minutes"
+    if names:
+        raise ConfigError(f"pending for more than {minutes}: {few(names)}", "`finetune why` says what a run waits for.")
+    return f"no run has been pending for more than {minutes}"
+
+
+def pending_too_long(cluster: Cluster, limit: timedelta, now: datetime) -> list[str]:
+    """The launcher's runs, by name, whose pod has not started within so long a time. Suspended ones do not count."""
+    unfinished, _ = cluster.jobs("status.successful=0")
+    ours = [job for job in unfinished if is_ours(job) and waits(job)]
+    return sorted(
+        job["metadata"]["name"]
+        for job in ours
+        if (since := waits_since(job, cluster.pods(job["metadata"]["uid"]))) and now - since > limit
+    )
+
+
+def waits(job: Json) -> bool:
+    """Whether a Job that is to run has no pod that runs."""
+    stopped = job["spec"].get("suspend") or job["metadata"].get("deletionTimestamp") or ended(job)
+    return not stopped and not job.get("status", {}).get("ready")
+
+
+def waits_since(job: Json, pods: Sequence[Json]) -> datetime | None:
+    """Since when it waits for its pod to be made, or to start; None between two attempts."""
+    made = [pod["metadata"]["creationTimestamp"] for pod in pods if pod.get("status", {}).get("phase") == "Pending"]
+    if pods and not made:
+        return None
+    started = job.get("status", {}).get("startTime") or job["metadata"]["creationTimestamp"]
+    return datetime.fromisoformat(max(made, default=started))

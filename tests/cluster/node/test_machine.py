@@ -1,0 +1,39 @@
+"""`make cluster` and `make cluster-down`, in a directory of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+
+def run(command: str, directory: Path) -> str:
+    words = [sys.executable, "-m", "examples.cluster", command, str(directory)]
+    return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def left(directory: Path) -> dict[str, list[str]]:
+    """What of a cluster is to be seen on this machine."""
+    processes = [line for line in _lines("ps", "-eo", "pid,args") if str(directory) in line and "pytest" not in line]
+    return {
+        "processes": processes,
+        "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(directory) in line],
+        "bridges": [name for name in _lines("ls", "/sys/class/net") if name.startswith("finetune")],
+        "cgroups": [str(path) for path in Path("/sys/fs/cgroup").glob("**/finetune[0-9]*") if path.is_dir()],
+        "sockets": [str(path) for path in directory.rglob("*") if path.is_socket()],
+    }
+
+
+def test_cluster_down_leaves_nothing(site: object, tmp_path: Path) -> None:
+    before = left(tmp_path)
+    assert "make launch" in run("up", tmp_path)
+    assert "runs already" in run("up", tmp_path)
+    during = left(tmp_path)
+    assert all(len(during[kind]) > len(before[kind]) for kind in ("processes", "bridges", "cgroups", "sockets"))
+    run("down", tmp_path)
+    assert left(tmp_path) == before
+    assert (tmp_path / "s3").is_dir(), "what S3 holds stays"
+
+
+def _lines(*command: str) -> list[str]:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
