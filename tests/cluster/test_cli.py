@@ -33,8 +33,9 @@ class Terminal:
     def start(self, command: str, *words: str, cluster: bool = True) -> subprocess.Popen[str]:
         """A command that goes on."""
         flags = ["--runs", self.runs, "--template", str(self.template), *(self.cluster if cluster else [])]
-        told = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([FINETUNE, command, *words, *flags], env=self.environment, text=True, **told)
+        given: list[str | Path] = [FINETUNE, command, *words, *flags]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(given, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
     def run(self, command: str, *words: str, cluster: bool = True) -> subprocess.CompletedProcess[str]:
         """A command, to its end."""

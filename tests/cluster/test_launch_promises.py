@@ -119,19 +119,18 @@ def delete(cluster: Cluster, run_id: str) -> None:
     cluster.wait_until_gone(run_id, uid)
 
 
-def claim(storage: Storage, run: Prepared, number: int = 1, **who: str) -> None:
+def claim(storage: Storage, run: Prepared, **who: str) -> None:
     """What a pod writes when it takes the run, wherever it is."""
     keys = RunKeys(run.run_id)
-    taken = Claim(attempt=number, spec_sha256=run.spec_sha256, owner="somebody", **who)
-    beat = Lease(attempt=number, heartbeat_at=datetime.now(UTC), stage="train")
-    storage.put(keys.attempt(number).claim, canonical_bytes(taken))
-    storage.put(keys.lease, canonical_bytes(beat))
+    taken = Claim.model_validate({"attempt": 1, "spec_sha256": run.spec_sha256, "owner": "somebody", **who})
+    storage.put(keys.attempt(1).claim, canonical_bytes(taken))
+    storage.put(keys.lease, canonical_bytes(Lease(attempt=1, heartbeat_at=datetime.now(UTC), stage="train")))
 
 
-def fall_silent(storage: Storage, run: Prepared, number: int = 1) -> None:
+def fall_silent(storage: Storage, run: Prepared) -> None:
     """As if its pod had died ten minutes ago."""
     keys, then = RunKeys(run.run_id), time.time() - 600
-    for key in (keys.lease, keys.attempt(number).claim):
+    for key in (keys.lease, keys.attempt(1).claim):
         os.utime(Path(storage.uri, key), (then, then))
 
 

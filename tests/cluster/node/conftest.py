@@ -116,6 +116,7 @@ class Bench:
         """A launcher with the site's template, changed."""
         template = yaml.safe_load(yaml.safe_dump(self.site.template))
         set_env(trainer(template), "FINETUNE_RUNS", self.root)
+        set_env(trainer(template), "FINETUNE_HEARTBEAT_SECONDS", "2")
         template["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 5
         change(template)
         path = self.directory / f"job-{uuid4().hex[:8]}.yaml"
