@@ -69,6 +69,7 @@ def site_flags(command: Callable[..., None]) -> Callable[..., None]:
     )
     @functools.wraps(command)
     def with_site(*given: Any, runs: str | None, template: Path, access: Any = (), **named: Any) -> None:
+        _log_to_stderr()
         command(*given, launcher=Launcher(runs, template, **dict(access)), **named)
 
     return with_site
@@ -433,6 +434,13 @@ def _draw(statuses: "Iterable[RunStatus]") -> "RunStatus":
             bars.update(bar, description=f"{status.run_id} [bold]{status.phase}[/]{stage}", told=told)
             bars.update(bar, completed=status.step or 0, total=status.of)
     return status
+
+
+def _log_to_stderr() -> None:
+    """What the rooms of the job log, such as a store that is asked again; stdout carries the answer alone."""
+    import structlog
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 def _warn(message: str) -> None:

@@ -107,7 +107,7 @@ class _Row(NamedTuple):
 
 
 _LAUNCH = "`launch` goes on from the newest checkpoint."
-_LOGS = "`kubectl logs` shows what it does."
+_LOGS = "`finetune logs {0.documents.run_id}` shows what it does."
 _OUT_OF_SERVICE = RESOLUTIONS[Category.NODE_LOST].format(node="{0.lost_node}")
 
 # The first row that holds is the verdict. Its texts are formatted with the evidence.
@@ -209,7 +209,7 @@ _TABLE = (
         "NoPodRuns",
         lambda run: run.job,
         "no pod of it runs yet",
-        "`kubectl describe pods` says what it waits for.",
+        "`finetune why {0.documents.run_id}` says what it waits for.",
     ),
     # There is no Job: the store alone knows.
     _Row(

@@ -80,7 +80,7 @@ def down(directory: Path) -> int:
     if holder := _holder(directory):
         os.kill(holder, signal.SIGTERM)
         deadline = time.monotonic() + 60
-        while _holder(directory):
+        while Path(f"/proc/{holder}").exists():
             if time.monotonic() > deadline:
                 os.kill(holder, signal.SIGKILL)  # its children end with it
             time.sleep(0.2)

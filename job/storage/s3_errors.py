@@ -1,5 +1,7 @@
 """What a failed request to S3 means: one table from its codes to our kinds of error."""
 
+import re
+
 from botocore import exceptions as botocore_errors
 from urllib3.exceptions import HTTPError
 
@@ -110,11 +112,18 @@ def meaning(error: Exception, uri: str) -> JobError:
     if isinstance(error, botocore_errors.ClientError):
         return _meaning_of_answer(error, uri)
     if isinstance(error, botocore_errors.SSLError) and any(word in str(error) for word in _UNTRUSTED):
-        return ConfigError(f"{uri}: {error}", "Set AWS_CA_BUNDLE to the store's CA, or correct AWS_ENDPOINT_URL_S3.")
+        return ConfigError(
+            f"{uri}: {_said(error)}", "Set AWS_CA_BUNDLE to the store's CA, or correct AWS_ENDPOINT_URL_S3."
+        )
     for known, kind, resolution in _BY_CLASS:
         if isinstance(error, known):
-            return kind(f"{uri}: {error}", resolution)
+            return kind(f"{uri}: {_said(error)}", resolution)
     raise error
+
+
+def _said(error: Exception) -> str:
+    """Its words, without the name and password that an endpoint's URL may carry."""
+    return re.sub(r"://[^/@\s]+@", "://***@", str(error))
 
 
 def _meaning_of_answer(error: botocore_errors.ClientError, uri: str) -> JobError:

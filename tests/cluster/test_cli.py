@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import yaml
 
 from examples.cluster.control_plane import ControlPlane
 from job.contract.documents import Lease
@@ -17,6 +19,8 @@ from job.contract.keys import RunKeys
 from job.contract.model import canonical_bytes
 from job.storage import Storage
 from launcher.cluster import Cluster
+from launcher.doctor import NEEDED
+from launcher.status import Phase, RunStatus
 from tests.conftest import ROOT
 
 FINETUNE = Path(sys.executable).with_name("finetune")
@@ -120,3 +124,85 @@ def test_a_job_that_is_deleted_ends_the_wait(
 def test_an_unknown_run_is_told(terminal: Terminal) -> None:
     ended = terminal.run("status", "nobody-0123456789")
     assert (ended.returncode, "nobody-0123456789" in ended.stdout + ended.stderr) == (0, True)
+
+
+def test_a_status_in_yaml_is_the_one_in_json(terminal: Terminal, config_file: Path) -> None:
+    run_id = json.loads(terminal.run("launch", str(config_file), "-o", "json").stdout)["run_id"]
+    told = [terminal.run("status", run_id, "-o", form) for form in ("yaml", "json")]
+    statuses = [yaml.safe_load(told[0].stdout), json.loads(told[1].stdout)]
+    assert statuses[0] == statuses[1]
+    assert RunStatus.model_validate_json(told[1].stdout).phase == Phase.PENDING
+    assert told[0].stdout.startswith("schema_version: 1\n")
+
+
+def test_validate_counts_the_rows_and_names_the_line_of_a_bad_one(
+    terminal: Terminal, config_file: Path, tmp_path: Path
+) -> None:
+    valid = terminal.run("validate", str(config_file), cluster=False)
+    assert (valid.returncode, "is valid: 8 rows to train on" in valid.stdout) == (0, True), valid.stderr
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text() + '{"messages": []}\n')
+    refused = terminal.run("validate", str(config_file), cluster=False)
+    assert (refused.returncode, refused.stdout) == (78, "")
+    assert f"{rows}, line 9, messages: messages is empty" in refused.stderr
+    config = json.loads(config_file.read_text())
+    config["dataset"]["max_bad_rows"] = 1
+    config_file.write_text(json.dumps(config))
+    allowed = terminal.run("validate", str(config_file), cluster=False)
+    assert (allowed.returncode, "8 rows" in allowed.stdout) == (0, True), allowed.stderr
+    assert f"left out: {rows}, line 9" in allowed.stderr
+
+
+def test_a_launch_leaves_inputs_that_it_cannot_read_to_the_pod(
+    terminal: Terminal, config_file: Path, storage: Storage
+) -> None:
+    config = json.loads(config_file.read_text()) | {"base_model": "s3://not-there/base/"}
+    config_file.write_text(json.dumps(config))
+    launched = terminal.run("launch", str(config_file), "--freeze=pod", "-o", "name")
+    assert launched.returncode == 0, launched.stderr
+    run_id = launched.stdout.strip()
+    assert run_id in terminal.run("render", str(config_file), "--freeze=pod", cluster=False).stdout
+    assert storage.head(RunKeys(run_id).spec) is None
+
+
+def test_a_schedule_is_made_changed_listed_and_removed(terminal: Terminal, config_file: Path, cluster: Cluster) -> None:
+    dry = terminal.run("schedule", str(config_file), "17 2 * * *", "--dry-run=server")
+    assert (dry.returncode, "bot would be created" in dry.stdout) == (0, True), dry.stderr
+    assert cluster.get_cronjob("bot") is None
+    made = terminal.run("schedule", str(config_file), "17 2 * * *")
+    first, *times = made.stdout.splitlines()
+    assert (made.returncode, first, len(times)) == (0, "bot created; it starts at", 5), made.stderr
+    assert all(time.endswith(" 02:17 UTC") for time in times)
+    changed = terminal.run("schedule", str(config_file), "30 3 * * *", "--time-zone", "Europe/Berlin")
+    assert "bot changed" in changed.stdout
+    header, row = terminal.run("schedules").stdout.splitlines()
+    assert header.startswith("NAME  CRON        TIME ZONE")
+    assert row.startswith("bot   30 3 * * *  Europe/Berlin")
+    removed = terminal.run("unschedule", "bot")
+    assert (removed.returncode, cluster.get_cronjob("bot")) == (0, None), removed.stderr
+    again = terminal.run("unschedule", "bot")
+    assert (again.returncode, "there is no schedule bot" in again.stderr) == (78, True)
+
+
+def test_a_doctor_without_rights_is_77_and_names_them(terminal: Terminal) -> None:
+    terminal.cluster += ["--as", "nobody"]
+    ill = terminal.run("doctor", "-o", "json")
+    checks = {check["name"]: check for check in json.loads(ill.stdout)}
+    assert (ill.returncode, checks["rights"]["ok"]) == (77, False), ill.stderr
+    assert all(str(right) in checks["rights"]["message"] for right in NEEDED)
+    assert checks["rights"]["resolution"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_the_completion_of_bash_is_sourced_and_completes(tmp_path: Path) -> None:
+    script = """
+    source <(finetune completion bash) || exit
+    complete -p finetune
+    COMP_WORDS=(finetune sch) COMP_CWORD=1
+    _finetune_completion finetune
+    echo "${COMPREPLY[@]}"
+    """
+    path = f"{FINETUNE.parent}:{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-c", script], env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["complete -o nosort -F _finetune_completion finetune", "schedule schedules"]

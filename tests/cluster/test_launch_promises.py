@@ -263,18 +263,19 @@ def resume_there(prepared: Prepared, site: Site, number: int = 0) -> None:
 def test_promise_2_a_resume_killed_at_any_request_is_made_good_by_the_next(
     config_file: Path, template: Manifest, site: Site, api: FaultyApi, storage: Storage, cluster: Cluster
 ) -> None:
-    number, over = 0, False
-    while not over:
-        number += 1
-        run = nth(number, config_file, template, storage)
-        launch(run, storage, cluster)
-        fail(cluster, run.run_id)
-        failed = job_of(cluster, run.run_id)["metadata"]["uid"]
+    runs = [nth(number, config_file, template, storage) for number in range(1, 13)]
+    with ThreadPoolExecutor() as each:  # of them fails meanwhile
+        list(each.map(lambda run: launch(run, storage, cluster), runs))
+        list(each.map(lambda run: fail(cluster, run.run_id), runs))
+    failed = {run.run_id: job_of(cluster, run.run_id)["metadata"]["uid"] for run in runs}
+    for number, run in enumerate(runs, 1):
         over = survives(api, "before the API server's answer", number, resume_there, run, site)
-        launched = launch(run, storage, cluster, resume=True).job
-        assert launched
-        assert launched["metadata"]["uid"] != failed
-    assert number > 4
+        resumed = launch(run, storage, cluster, resume=True).job
+        assert resumed
+        assert resumed["metadata"]["uid"] != failed[run.run_id]
+        if over:
+            break
+    assert 4 < number < len(runs)
 
 
 def test_promise_2_a_lost_answer_never_doubles(

@@ -15,7 +15,7 @@ from job.storage import Storage
 from launcher.cancelling import cancel
 from launcher.cluster import Cluster
 from launcher.kube import Answer, Api, Lost
-from launcher.launching import Prepared, ended, launch, prepare
+from launcher.launching import Prepared, RunFailed, ended, launch, prepare
 from launcher.manifest import SELECTOR, SPEC_SHA256, Manifest
 
 
@@ -107,7 +107,7 @@ def test_a_job_of_another_spec_is_left_alone(prepared: Prepared, storage: Storag
 def test_a_failed_job_is_resumed_only_when_asked(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
     first = launch(prepared, storage, cluster)
     fail(cluster, prepared.run_id)
-    with pytest.raises(TakenError) as raised:
+    with pytest.raises(RunFailed) as raised:
         launch(prepared, storage, cluster)
     assert "--resume" in raised.value.resolution
     resumed = launch(prepared, storage, cluster, resume=True)
@@ -205,7 +205,7 @@ def test_a_job_that_the_launcher_did_not_make_is_not_cancelled(
     prepared: Prepared, storage: Storage, cluster: Cluster
 ) -> None:
     foreign = copy.deepcopy(prepared.job)
-    foreign["metadata"]["annotations"] = {}
+    foreign["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "somebody"
     assert cluster.create_job(foreign)
     with pytest.raises(TakenError, match="not made by the launcher"):
         cancel(prepared.run_id, storage, cluster, "ada")

@@ -159,7 +159,7 @@ def test_the_readmes_site_passes_strictly_without_a_warning(
     of_job, of_night = (pod_of(each)["containers"][0] for each in (job, night["spec"]["jobTemplate"]))
     assert of_job["image"] == of_night["image"] == "registry.example.com/ml/finetune:0.1.0"
     differing = [entry["name"] for entry in of_night["env"] if entry not in of_job["env"]]
-    assert differing == ["FINETUNE_CONFIG"]
+    assert differing == ["FINETUNE_CONFIG", "FINETUNE_IMAGE"]
 
 
 def test_a_misspelt_field_does_not_pass(plane: ControlPlane, policed: Cluster) -> None:

@@ -5,9 +5,20 @@ from types import SimpleNamespace
 
 GIB = 1024**3
 
+NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
+NVML_VOLATILE_ECC = 0
+
 
 class NVMLError(Exception):
     """What the real one raises."""
+
+
+class NVMLError_NotSupported(NVMLError):
+    """A card that cannot tell."""
+
+
+class NVMLError_NoPermission(NVMLError):
+    """What administrators alone are told."""
 
 
 def nvmlInit() -> None:
@@ -19,12 +30,28 @@ def nvmlShutdown() -> None:
     pass
 
 
+def nvmlSystemGetDriverVersion() -> str:
+    return "550.0 (pretended)"
+
+
+def nvmlSystemGetCudaDriverVersion_v2() -> int:
+    return 12040
+
+
 def nvmlDeviceGetCount() -> int:
     return int(os.environ.get("PRETENDED_GPUS", 0))
 
 
 def nvmlDeviceGetHandleByIndex(index: int) -> int:
     return index
+
+
+def nvmlDeviceGetMigMode(handle: int) -> list[int]:
+    raise NVMLError_NotSupported
+
+
+def nvmlDeviceGetUUID(handle: int) -> str:
+    return f"GPU-pretended-{handle}"
 
 
 def nvmlDeviceGetName(handle: int) -> str:
@@ -39,5 +66,5 @@ def nvmlDeviceGetMemoryInfo(handle: int) -> SimpleNamespace:
     return SimpleNamespace(total=15 * GIB)
 
 
-def nvmlSystemGetDriverVersion() -> str:
-    return "550.0 (pretended)"
+def nvmlDeviceGetTotalEccErrors(handle: int, kind: int, counter: int) -> int:
+    return 0

@@ -14,7 +14,9 @@ def run(command: str, directory: Path) -> str:
 
 def left(directory: Path) -> dict[str, list[str]]:
     """What of a cluster is to be seen on this machine."""
-    processes = [line for line in _lines("ps", "-eo", "pid,args") if str(directory) in line and "pytest" not in line]
+    processes = [
+        line for line in _lines("ps", "-ww", "-eo", "pid,args") if str(directory) in line and "bin/pytest" not in line
+    ]
     return {
         "processes": processes,
         "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(directory) in line],
@@ -24,7 +26,7 @@ def left(directory: Path) -> dict[str, list[str]]:
     }
 
 
-def test_cluster_down_leaves_nothing(site: object, tmp_path: Path) -> None:
+def test_cluster_down_leaves_nothing(tmp_path: Path) -> None:
     before = left(tmp_path)
     try:
         assert "make launch" in run("up", tmp_path)
