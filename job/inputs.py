@@ -90,7 +90,10 @@ def anew(spec: Spec, storage: Storage) -> Spec:
     """The spec with the first ordinal that no run under the root `storage` has: a fresh run of the same."""
     while True:
         spec = spec.model_copy(update={"again": spec.again + 1})
-        if storage.head(RunKeys(run_id_of(spec.recipe.name, canonical_bytes(spec))).spec) is None:
+        keys = RunKeys(run_id_of(spec.recipe.name, canonical_bytes(spec)))
+        if not (
+            storage.head(keys.spec) or storage.head(keys.config)
+        ):  # a pod that is to freeze it has left no spec yet
             return spec
 
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show()
         return Exit.USAGE
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
+        click.echo("stopped: what was launched goes on, and `finetune list` shows it", err=True)
         return DETACHED
     return code or Exit.OK  # of `click.exceptions.Exit`; a command itself returns None
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from job.contract.errors import ConfigError, JobError, PermissionDenied
 from job.contract.exits import Exit
@@ -74,6 +74,7 @@ NEEDED = (
 class Check(Document):
     """One thing that was looked at."""
 
+    schema_version: Literal[1] = 1
     name: str
     """One word. Stable."""
     ok: bool | None

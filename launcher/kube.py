@@ -97,7 +97,8 @@ class Api:
             response.read()
         except (urllib3.exceptions.HTTPError, ApiException) as error:
             raise self._lost(error) from error
-        answer = Answer(response.status, response.data, tuple(response.response.headers.getlist("Warning")))
+        warnings = map(_text_of, response.response.headers.getlist("Warning"))
+        answer = Answer(response.status, response.data, tuple(warnings))
         if answer.status >= 300 and answer.status not in (404, 409):
             raise answer.error()
         return answer
@@ -165,6 +166,12 @@ class Api:
             auth_settings=["BearerToken"],
         )
         return self.client.call_api(*request, _request_timeout=(CONNECT_SECONDS, read_seconds))
+
+
+def _text_of(warning: str) -> str:
+    """What a warning header says: `299 - "text"`, in which quotes are escaped."""
+    found = re.fullmatch(r'\d+ \S+ "(.*)"', warning, re.DOTALL)
+    return re.sub(r"\\(.)", r"\1", found[1]) if found else warning
 
 
 def connect(kubeconfig: str | None = None, context: str | None = None, user: str | None = None) -> tuple[Api, str]:

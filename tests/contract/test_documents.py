@@ -4,6 +4,7 @@ import json
 import types
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from enum import Enum
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
@@ -42,6 +43,8 @@ def values(annotation: Any, bounds: Sequence[Any] = ()) -> st.SearchStrategy[Any
         return st.dictionaries(values(inner[0]), values(inner[1]), max_size=2)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return documents(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return st.sampled_from(annotation)
     if annotation is str:
         return texts(bounds)
     if annotation is int:
