@@ -173,7 +173,9 @@ def launch(
         done = "would be created" if launcher.try_out(prepared) else "would find its Job"
         click.echo(f"{prepared.run_id} {done} in {launcher.cluster.namespace}")
         return
-    launched = launcher.launch(config, again, resume, freeze == "pod")
+    prepared = launcher.prepare(config, again, freeze == "pod", resume)
+    click.echo(prepared.run_id, err=True)  # before anything is created: a fresh run has no other name to be found by
+    launched = launcher.submit(prepared, resume)
     done = "is there already" if launched.job else "has its result already"
     click.echo(f"{launched.run_id} {'created' if launched.created else done}", err=True)
     if wait_for:
@@ -248,7 +250,7 @@ def why(run: str, launcher: Launcher, output: str | None) -> None:
     """Say what keeps a run, or a schedule's nights, from going on: in whose words, and what to do."""
     found = launcher.why(run)
     if found is None:
-        click.echo("null" if output in ("json", "yaml") else f"nothing keeps it: {launcher.status(run).message}")
+        click.echo("null" if output in ("json", "yaml") else "" if output == "name" else f"nothing keeps {run}")
         return
     _answer(found, output, found.category, found.text)
 
@@ -422,6 +424,7 @@ def _say_changes(statuses: "Iterable[RunStatus]", err: bool) -> "RunStatus":
 
 def _draw(statuses: "Iterable[RunStatus]") -> "RunStatus":
     """A bar that moves with the run; the last status."""
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     words = TextColumn("{task.description} [dim]{task.fields[told]}")
@@ -430,7 +433,7 @@ def _draw(statuses: "Iterable[RunStatus]") -> "RunStatus":
         for status in statuses:
             stage = f" {status.stage}" if status.stage else ""
             loss = f" loss {status.loss:.3f}" if status.loss is not None else ""
-            told = status.message if status.step is None else f"attempt {status.attempt}{loss}"
+            told = escape(status.message) if status.step is None else f"attempt {status.attempt}{loss}"
             bars.update(bar, description=f"{status.run_id} [bold]{status.phase}[/]{stage}", told=told)
             bars.update(bar, completed=status.step or 0, total=status.of)
     return status

@@ -1,5 +1,6 @@
 """One namespace of a cluster: what the launcher asks of it, each question by its name."""
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from job.contract.errors import ConfigError, UnavailableError
 from launcher.kube import READ_SECONDS, Api, Json, connect
 
+_NIGHT, _POD = r"(-\d{8})?", r"(-[bcdfghjklmnpqrstvwxz2456789]{5})?"  # what Kubernetes puts after a name
 _POD_SECURITY = "would violate PodSecurity"
 _ENDING_SECONDS, _PAUSE_SECONDS = 180.0, 0.5  # a pod's grace period, and some
 _FIELD_MANAGER = "finetune-launcher"
@@ -155,7 +157,7 @@ class Cluster:
         return sorted(found, key=_happened)
 
     def events_of(self, name: str, since: str = "") -> list[Json]:
-        """The events of the objects that bear a name, and of those whose names begin with it and a dash, oldest first.
+        """The events of a Job or CronJob and of all that Kubernetes names after it, oldest first.
 
         So those of pods that have gone are among them. An object of the same name may have been there before.
 
@@ -164,7 +166,7 @@ class Cluster:
             since: an RFC 3339 time; what happened last before it is left out.
         """
         found = self._items(self._core("events"), {})
-        own = [event for event in found if f"{event['involvedObject']['name']}-".startswith(f"{name}-")]
+        own = [event for event in found if _is_named_after(name, event["involvedObject"])]
         return sorted((event for event in own if _happened(event)[:19] >= since[:19]), key=_happened)
 
     # Nights
@@ -234,6 +236,13 @@ class Cluster:
 
     def _core(self, resource: str, name: str = "") -> str:
         return f"/api/v1/namespaces/{self.namespace}/{resource}" + (f"/{name}" if name else "")
+
+
+def _is_named_after(name: str, involved: Json) -> bool:
+    """Whether an object is the one of that name, a night's Job, a pod of one of these, or Kueue's Workload of a Job."""
+    if involved.get("kind") == "Workload":
+        return str(involved["name"]).startswith(f"job-{name}-")
+    return bool(re.fullmatch(rf"{re.escape(name)}{_NIGHT}{_POD}", involved["name"]))
 
 
 def _happened(event: Json) -> str:

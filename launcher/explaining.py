@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from job.contract.errors import NoInputError
+from job.contract.errors import NoInputError, PermissionDenied
 from job.storage import Storage
+from launcher.categories import Category
 from launcher.cluster import Cluster
 from launcher.diagnosis import Diagnosis, diagnose
 from launcher.kube import Json
 from launcher.manifest import QUEUE
+from launcher.pending import queue_path
 from launcher.runs import RunDocuments, read_run
+from launcher.scheduling import ScheduleLine, read_schedule
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,17 @@ def find(run_id: str, storage: Storage, cluster: Cluster) -> Findings:
     pods = cluster.pods(job["metadata"]["uid"]) if job else []
     events = cluster.events_of(run_id, job["metadata"]["creationTimestamp"] if job else "")
     queue = job and job["metadata"].get("labels", {}).get(QUEUE)
-    path = f"/apis/kueue.x-k8s.io/v1beta1/namespaces/{cluster.namespace}/localqueues/{queue}"
-    return Findings(
-        job, pods, events, read_run(storage, run_id, now), now, queue_exists=not queue or cluster.exists(path)
-    )
+    queue_exists = not queue or _has_queue(queue, cluster)
+    return Findings(job, pods, events, read_run(storage, run_id, now), now, queue_exists)
+
+
+def _has_queue(name: str, cluster: Cluster) -> bool:
+    """Whether Kueue has the queue; taken for granted where one may not look."""
+    try:
+        path = queue_path(name, cluster)
+        return path is not None and cluster.exists(path)
+    except PermissionDenied:
+        return True
 
 
 def why(run_id: str, storage: Storage, cluster: Cluster) -> Diagnosis | None:
@@ -52,6 +62,21 @@ def why(run_id: str, storage: Storage, cluster: Cluster) -> Diagnosis | None:
     seen = find(run_id, storage, cluster)
     found = diagnose(seen.job, seen.pods, seen.events, seen.documents, seen.now, seen.queue_exists)
     documents = seen.documents
-    if not (found or seen.job or documents.spec or documents.claim or documents.result or cluster.get_cronjob(run_id)):
-        raise NoInputError(f"there is no run {run_id} under {storage.uri}, and no Job", "`finetune list` names them.")
-    return found
+    if found or seen.job or documents.spec or documents.claim or documents.result:
+        return found
+    if cronjob := cluster.get_cronjob(run_id):
+        return _stuck(read_schedule(cronjob, cluster.events(cronjob["metadata"]["uid"]), seen.now))
+    raise NoInputError(f"there is no run {run_id} under {storage.uri}, and no Job", "`finetune list` names them.")
+
+
+def _stuck(line: ScheduleLine) -> Diagnosis | None:
+    """What holds a schedule's nights, where the events that told of it are gone."""
+    if line.stuck is None:
+        return None
+    return Diagnosis(
+        category=Category.NIGHT_SKIPPED,
+        summary=Category.NIGHT_SKIPPED.summary,
+        said=line.stuck,
+        by="launcher",
+        resolution="`finetune schedules` shows its last nights.",
+    )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from job.contract.errors import ConfigError, JobError
 from launcher.kube import Json
-from launcher.manifest import Manifest, trainer
+from launcher.manifest import Manifest, gpu_resource, trainer
 
 _NAMED_AT_MOST = 8
 
@@ -86,11 +86,10 @@ def quota(template: Manifest, quotas: Iterable[Json]) -> str:
 
 def _gpus(template: Manifest) -> tuple[str, int]:
     """The template's GPU resource, and how many of it."""
-    limits = trainer(template).get("resources", {}).get("limits", {})
-    for name, count in limits.items():
-        if "/" in name:
-            return name, int(count)
-    raise Note("the Job template asks for no GPU")
+    name = gpu_resource(trainer(template))
+    if name is None:
+        raise Note("the Job template asks for no GPU")
+    return name, int(trainer(template)["resources"]["limits"][name])
 
 
 def pod_of(template: Manifest) -> Json:

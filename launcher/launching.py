@@ -19,7 +19,7 @@ from job.storage import Storage
 from launcher.cluster import Cluster
 from launcher.evidence import Evidence
 from launcher.kube import Json, Lost
-from launcher.manifest import SPEC_SHA256, Manifest, Submission, build_job, image_of, set_env, trainer
+from launcher.manifest import SPEC_SHA256, Manifest, Submission, build_job, env_of, image_of, set_env, trainer
 from launcher.runs import read_run
 
 _TRIES, _PAUSE_SECONDS = 5, 1.0
@@ -124,15 +124,22 @@ def launch(prepared: Prepared, storage: Storage, cluster: Cluster, resume: bool 
     if storage.head(RunKeys(run_id).result):
         return Launched(run_id, None, created=False)
     put_documents(prepared, storage)
-    job = cluster.get_job(run_id)
-    before = job
-    if job and (job["metadata"].get("deletionTimestamp") or (resume and ended(job))):
-        cluster.delete_job(run_id, job["metadata"]["uid"])
-        cluster.wait_until_gone(run_id, job["metadata"]["uid"])
-        job = None
-    created = False
+    job, created, replaced = cluster.get_job(run_id), False, None
+    if job:
+        check_same(job, prepared)
+        if job["metadata"].get("deletionTimestamp") or (resume and ended(job)):
+            cluster.delete_job(run_id, job["metadata"]["uid"])
+            cluster.wait_until_gone(run_id, job["metadata"]["uid"])
+            job, replaced = None, job["metadata"]["uid"]
+    site = env_of(prepared.job, "FINETUNE_SITE")
+    if job is None and (run := lives_elsewhere(run_id, storage, cluster, site, replaced)):
+        job = cluster.get_job(run_id)  # a launcher beside us may have made it meanwhile
+        if job is None:
+            raise TakenError(
+                f"{run_id} is run by another Job: {run.holder} gave a sign of life {run.silence} ago",
+                "Wait for it, or cancel it where it runs.",
+            )
     if job is None:
-        refuse_while_another_runs_it(run_id, before, storage)
         job, created = create(prepared.job, cluster)
     check_same(job, prepared)
     if not created and (how := ended(job)):
@@ -171,17 +178,26 @@ def _what_differs(prepared: Prepared, storage: Storage) -> str:
     return "; ".join(changed[:_DIFFERENCES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
-def refuse_while_another_runs_it(run_id: str, before: Json | None, storage: Storage) -> None:
-    """Raises `TakenError` while an attempt lives that is neither of the Job `before` nor of one that was cancelled."""
+def lives_elsewhere(
+    run_id: str, storage: Storage, cluster: Cluster, site: str | None = None, job_uid: str | None = None
+) -> Evidence | None:
+    """What is to be seen of a run that has no Job here, while an attempt of it lives in another place.
+
+    Args:
+        run_id: whose.
+        storage: the root of runs.
+        cluster: where there is no Job of it: an attempt of this namespace is one whose Job was deleted.
+        site: this cluster's name; None where it is not known.
+        job_uid: of a Job that was here until now.
+    """
     now = datetime.now(UTC)
     run = Evidence({}, None, read_run(storage, run_id, now), now)
     claim = run.documents.claim
-    its_own = before is not None and claim is not None and claim.job_uid == before["metadata"]["uid"]
-    if run.beats and not run.cancelled and not its_own:
-        raise TakenError(
-            f"{run_id} is run by another Job: {run.holder} gave a sign of life {run.silence} ago",
-            "Wait for it, or cancel it where it runs.",
-        )
+    here = claim is not None and (
+        (job_uid is not None and claim.job_uid == job_uid)
+        or (claim.namespace == cluster.namespace and site in (None, claim.site))
+    )
+    return run if run.beats and not run.cancelled and not here else None
 
 
 def create(job: Manifest, cluster: Cluster) -> tuple[Json, bool]:

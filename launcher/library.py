@@ -127,9 +127,13 @@ class Launcher:
             resume: replace a Job that has ended without a result, and go on from there.
             freeze_in_pod: leave the inputs to the pod, where the launcher may not read them.
         """
+        return self.submit(self.prepare(config, again, freeze_in_pod, resume), resume)
+
+    def submit(self, prepared: "Prepared", resume: bool = False) -> "Launched":
+        """Makes sure that a prepared run has its Job, unless it has its result."""
         from launcher import launching
 
-        return launching.launch(self.prepare(config, again, freeze_in_pod, resume), self.storage, self.cluster, resume)
+        return launching.launch(prepared, self.storage, self.cluster, resume)
 
     def status(self, run: str) -> "RunStatus":
         """How a run is now."""

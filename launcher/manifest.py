@@ -1,6 +1,7 @@
 """The Job of a run: the site's template, filled in. Pure."""
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -167,10 +168,18 @@ def set_env(container: Manifest, name: str, value: str) -> None:
 def sizes(container: Manifest, compute: Compute) -> Manifest:
     """Requests and limits, which are the same: such pods are evicted last."""
     before = container.get("resources", {}).get("limits", {})
-    devices = [name for name in before if "/" in name] or ["nvidia.com/gpu"]
-    own = {name: value for name, value in before.items() if name not in devices}
+    device = gpu_resource(container) or "nvidia.com/gpu"
+    own = {name: value for name, value in before.items() if name != device}
     resources = own | {"cpu": f"{compute.cpus:g}", "memory": gibibytes(compute.memory_gib)}
-    return resources | ({devices[0]: compute.gpus} if compute.gpus else {})
+    return resources | ({device: compute.gpus} if compute.gpus else {})
+
+
+def gpu_resource(container: Manifest) -> str | None:
+    """The name of a container's GPUs, such as nvidia.com/gpu or nvidia.com/mig-3g.40gb; other devices are left alone."""
+    limits = container.get("resources", {}).get("limits", {})
+    return next(
+        (name for name in limits if re.search(r"/(gpu|mig-|.*\.gpu)", name) or name.startswith("nvidia.com/")), None
+    )
 
 
 def size_scratch(pod: Manifest, gib: float) -> None:

@@ -49,15 +49,22 @@ def queue(template: Manifest, cluster: Cluster) -> str:
     name = template["metadata"].get("labels", {}).get(QUEUE)
     if name is None:
         raise Note("the Job template names none")
-    kueue = cluster.api.send("GET", f"/apis/{QUEUE.partition('/')[0]}")
-    if kueue.status == 404:
+    path = queue_path(name, cluster)
+    if path is None:
         raise ConfigError(
             f"the Job template names the queue {name}, and this cluster serves no Kueue",
             "Install Kueue, or take the label out of the Job template.",
         )
-    group = kueue.json()["preferredVersion"]["groupVersion"]
-    path = f"/apis/{group}/namespaces/{cluster.namespace}/localqueues/{name}"
     return _there(cluster, path, f"LocalQueue {name}")
+
+
+def queue_path(name: str, cluster: Cluster) -> str | None:
+    """Where the API server has a LocalQueue, in the version that it prefers; None when it serves no Kueue."""
+    kueue = cluster.api.send("GET", f"/apis/{QUEUE.partition('/')[0]}")
+    if kueue.status == 404:
+        return None
+    group = kueue.json()["preferredVersion"]["groupVersion"]
+    return f"/apis/{group}/namespaces/{cluster.namespace}/localqueues/{name}"
 
 
 def _there(cluster: Cluster, path: str, what: str) -> str:

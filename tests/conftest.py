@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import boto3
 import pytest
+from hypothesis import settings
 
 from examples.demo.base_model import CACHE
 from examples.demo.server import s3_server
@@ -17,6 +18,9 @@ from job.storage.s3_client import forget_client
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+settings.register_profile("tests", deadline=None)  # no test asserts a time
+settings.load_profile("tests")
 
 ROOT = Path(__file__).parents[1]
 _BUCKET = "tests"

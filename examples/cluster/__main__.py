@@ -31,6 +31,8 @@ def up(directory: Path) -> int:
         return 0
     shutil.rmtree(directory / "machine", ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)
+    for name in ("ready", "environment"):  # of one that was killed
+        (directory / name).unlink(missing_ok=True)
     log = directory / "log"
     with log.open("wb") as output:
         command = [sys.executable, "-m", "examples.cluster", "run", str(directory)]
@@ -69,8 +71,8 @@ def run(directory: Path) -> int:
             ready.touch()
             signal.pause()
     finally:
-        ready.unlink(missing_ok=True)
-        (directory / "pid").unlink(missing_ok=True)
+        for name in ("ready", "environment", "pid"):
+            (directory / name).unlink(missing_ok=True)
         shutil.rmtree(directory / "machine", ignore_errors=True)
     return 0
 
@@ -83,6 +85,7 @@ def down(directory: Path) -> int:
         while Path(f"/proc/{holder}").exists():
             if time.monotonic() > deadline:
                 os.kill(holder, signal.SIGKILL)  # its children end with it
+                break
             time.sleep(0.2)
     if os.geteuid() == 0:
         remove_abandoned()

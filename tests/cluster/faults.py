@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
 import urllib3
 
 from examples.cluster.control_plane import ControlPlane
@@ -207,6 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def faulty_api(plane: ControlPlane, directory: Path) -> Iterator[FaultyApi]:
     """A server before a control plane's; its kubeconfig is put into a directory."""
+    if not plane.server:
+        pytest.skip("a person's own cluster is reached as its kubeconfig says, and by no detour")
     pki = plane.directory / "pki"
     upstream = urllib3.PoolManager(
         maxsize=20, ca_certs=str(pki / "ca.crt"), cert_file=str(pki / "admin.crt"), key_file=str(pki / "admin.key")

@@ -70,6 +70,8 @@ def dry_run(plane: ControlPlane, manifests: str) -> subprocess.CompletedProcess[
 @pytest.fixture(scope="session")
 def applied(plane: ControlPlane) -> list[str]:
     """What each of two `kubectl apply -k k8s/base` said."""
+    if not plane.server:
+        pytest.skip("a person's own cluster has its own namespace finetune, which is left alone")
     said = [kubectl("apply", "-k", K8S / "base", plane=plane) for _ in range(2)]
     assert [(each.returncode, each.stderr) for each in said] == [(0, "")] * 2, said
     return [each.stdout for each in said]

@@ -12,16 +12,12 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import settings
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from job.contract.config import Dataset, Recipe, Training
 from job.dataset.prepared import Prepared
 from job.dataset.preparing import prepare
 from job.dataset.tokenizer import Tokenizer, load_tokenizer
-
-settings.register_profile("tests", deadline=None)  # no test asserts a time
-settings.load_profile("tests")
 
 DAY = date(2024, 7, 26)
 _LLAMA_3_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

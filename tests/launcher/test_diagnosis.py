@@ -1,4 +1,7 @@
-"""What `why` says: each category from a status, as a cluster told it."""
+"""What `why` says: each category from a status that a real cluster told (`make record-diagnoses`).
+
+Those whose Job has the uid 6f1c2b1e-8d5c-4f6e-9d0f-0a1b2c3d4e5f, or none, are written by hand: nothing here brings them about.
+"""
 
 import copy
 import json

@@ -20,6 +20,7 @@ from job.contract.plan import Plan
 from job.telling import Teller, run_child
 
 _ORDER = "stand-in: "
+_ADVICE = {79: "Lower training.per_device_train_batch_size to 1."}  # as the real one says which key to lower
 
 
 def train(plan: Plan, teller: Teller) -> None:
@@ -94,7 +95,7 @@ def obey(orders: dict[str, str]) -> None:
     if "exit" in orders:
         code = int(orders["exit"])
         if error := ERROR_BY_CODE.get(code):
-            raise error(f"the stand-in was told to end with {code}", "Tell it something else.")
+            raise error(f"the stand-in was told to end with {code}", _ADVICE.get(code, ""))
         os._exit(code)
     if "signal" in orders:
         os.kill(os.getpid(), signal.Signals(int(orders["signal"])))

@@ -25,6 +25,8 @@ from launcher.manifest import Manifest, set_env, trainer
 from tests.cluster.conftest import fresh_namespace
 from tests.tiny import sums
 
+_SITES_OWN = ("FINETUNE_RUNS", "FINETUNE_TEMPLATE", "FINETUNE_SUBMITTER")
+
 
 @dataclass(frozen=True)
 class Site:
@@ -56,7 +58,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[Site]
 def store_of(running: Machine) -> Iterator[None]:
     """The S3 variables lead to this machine's server, and nothing else of the environment does anywhere."""
     with pytest.MonkeyPatch.context() as environment:
-        for name in [name for name in os.environ if name.startswith(("AWS_", "FINETUNE_"))]:
+        for name in [name for name in os.environ if name.startswith("AWS_") or name in _SITES_OWN]:
             environment.delenv(name)
         for name, text in running.s3.environment.items():
             environment.setenv(name, text)

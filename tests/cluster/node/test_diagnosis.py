@@ -43,9 +43,9 @@ def straight_to_the_node(template: Manifest) -> None:
 
 CANNOT_START: list[tuple[Category, str, Change]] = [
     (Category.IMAGE_PULL, "", image("localhost/nobody-has-it:1")),
-    (Category.IMAGE_PULL, "invalid_name", image("Not An Image")),
+    (Category.IMAGE_PULL, "invalid", image("Not An Image")),
     (Category.CONTAINER_CANNOT_START, "", secret),
-    (Category.CONTAINER_CANNOT_START, "no_command", command("/nowhere")),
+    (Category.CONTAINER_CANNOT_START, "create", command("/nowhere")),
     (Category.BROKEN_IMAGE, "", command("/usr/bin/python3", "-c", "raise SystemExit(1)")),
     (Category.COMPLETE_WITHOUT_RESULT, "", command("/bin/true")),
     (Category.S3_UNAVAILABLE, "", unreachable_store),
@@ -88,7 +88,7 @@ def test_each_exit_code_of_the_table_is_told_in_the_jobs_words(bench: Bench) -> 
 
 def test_a_process_that_was_killed(bench: Bench) -> None:
     run = bench.launcher().launch(bench.config("signal 9")).run_id
-    recorded(Category.CHILD_OUT_OF_MEMORY, bench.cluster, run, root(bench), "killed")
+    recorded(Category.CHILD_OUT_OF_MEMORY, bench.cluster, run, root(bench), "told")
 
 
 def test_a_process_that_took_too_much_memory(bench: Bench) -> None:

@@ -33,7 +33,7 @@ def test_the_demo_goes_from_launch_to_pull_in_a_namespace_of_k8s_base(site: Site
     assert any(" Running" in line for line in watched), watched
     logged = finetune(site, "logs", run)
     assert '"stage": "publish"' in logged
-    assert "nothing keeps it" in finetune(site, "why", run)
+    assert "nothing keeps" in finetune(site, "why", run)
     assert run in finetune(site, "list", "demo", "-o", "name").split()
     pulled = finetune(site, "pull", "demo@latest", "--to", str(tmp_path)).split()
     assert (tmp_path / "gguf" / "demo.Q8_0.gguf").read_bytes().startswith(b"GGUF")
