@@ -124,13 +124,15 @@ def launch(prepared: Prepared, storage: Storage, cluster: Cluster, resume: bool 
     if storage.head(RunKeys(run_id).result):
         return Launched(run_id, None, created=False)
     put_documents(prepared, storage)
-    job, created, replaced = cluster.get_job(run_id), False, None
+    job, created = cluster.get_job(run_id), False
+    replaced: str | None = None
     if job:
         check_same(job, prepared)
         if job["metadata"].get("deletionTimestamp") or (resume and ended(job)):
-            cluster.delete_job(run_id, job["metadata"]["uid"])
-            cluster.wait_until_gone(run_id, job["metadata"]["uid"])
-            job, replaced = None, job["metadata"]["uid"]
+            replaced = str(job["metadata"]["uid"])
+            cluster.delete_job(run_id, replaced)
+            cluster.wait_until_gone(run_id, replaced)
+            job = None
     site = env_of(prepared.job, "FINETUNE_SITE")
     if job is None and (run := lives_elsewhere(run_id, storage, cluster, site, replaced)):
         job = cluster.get_job(run_id)  # a launcher beside us may have made it meanwhile
