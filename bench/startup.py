@@ -1,18 +1,21 @@
-"""What `python -m job --help` costs beside a bare interpreter: what a person waits for, and every pod."""
+"""What a start of `python -m job` costs beside a bare interpreter: what a person waits for, and every pod."""
 
 import subprocess
 import sys
+import tempfile
 import time
 
 from bench import Figure
 
 _TRIES = 7
 _GOAL_SECONDS = 0.5
+_GOAL_FIRST_LINE_SECONDS = 2.0
 
 
 def figures() -> list[Figure]:
     """The best of several starts of each: what else the machine does only ever adds."""
     ours = min(_seconds("-m", "job", "--help") for _ in range(_TRIES))
+    first_line = min(_seconds_to_first_line() for _ in range(_TRIES))
     bare = min(_seconds("-c", "pass") for _ in range(_TRIES))
     return [
         Figure(
@@ -23,7 +26,16 @@ def figures() -> list[Figure]:
             goal=f"<= {_GOAL_SECONDS} s more",
             holds=ours - bare <= _GOAL_SECONDS,
             unit="s",
-        )
+        ),
+        Figure(
+            name="python -m job to its first log line, beside a bare interpreter",
+            ours=first_line,
+            theirs=bare,
+            ratio=first_line / bare,
+            goal=f"<= {_GOAL_FIRST_LINE_SECONDS:g} s",
+            holds=first_line <= _GOAL_FIRST_LINE_SECONDS,
+            unit="s",
+        ),
     ]
 
 
@@ -31,3 +43,16 @@ def _seconds(*arguments: str) -> float:
     began = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
+
+
+def _seconds_to_first_line() -> float:
+    """Of a run whose config is missing: the line comes before anything is asked of a store or a driver."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, "-m", "job", "--config", f"{place}/none.yaml", "--runs", place, "--scratch", place]
+        began = time.perf_counter()
+        with subprocess.Popen([*command, "--termination-log", f"{place}/ended"], stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            process.stdout.readline()
+            seconds = time.perf_counter() - began
+            process.stdout.read()
+    return seconds

@@ -10,7 +10,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from job.contract.config import RunConfig
-from job.contract.documents import Cancelled, Claim, Latest, Lease, Outcome, Published, Result, Spec
+from job.contract.documents import Cancelled, Checkpoint, Claim, Latest, Lease, Outcome, Published, Result, Spec
 from job.contract.events import Event
 from job.contract.plan import Plan
 from launcher.categories import RESOLUTIONS, Category
@@ -25,6 +25,7 @@ DOCS = Path(__file__).parent
 DOCUMENTS: dict[str, type[BaseModel]] = {
     "cancelled": Cancelled,
     "check": Check,
+    "checkpoint": Checkpoint,
     "claim": Claim,
     "diagnosis": Diagnosis,
     "gpu-smoke": GpuSmoke,

@@ -1,13 +1,16 @@
 """The edge: flags and environment in, log and exit code out."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
+from typing import NoReturn
 
 from job.contract.errors import JobError, KilledError, UsageError
 from job.settings import read_settings
+
+_LAST_WORDS_SECONDS = 5
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,10 +21,13 @@ def main(argv: Sequence[str]) -> int:
         print(f"{error.message}. {error.resolution}", file=sys.stderr)
         return tell_usage(error)
 
-    # After --help, which should cost nothing.
+    # SIGTERM waits until somebody can answer it; the imports come after --help, which should cost nothing.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     import structlog
 
     from job import supervisor
+    from job.children import end_running
+    from job.interruption import Interruption, ToldToStop
     from job.logs import choose_renderer, configure
     from job.outcome import outcome_of, write_termination_message
     from job.stages import Stages
@@ -30,16 +36,27 @@ def main(argv: Sequence[str]) -> int:
     buffer = configure(choose_renderer())
     log = structlog.get_logger()
     ended_by: BaseException | None = None
+
+    def give_up(why: str) -> NoReturn:
+        """Ends the process without unwinding. Does not log: the signal may have come while a line was written."""
+        outcome = outcome_of(KilledError(why, "", signal.SIGTERM), stages)
+        write_termination_message(settings.termination_log, outcome)
+        end_running()
+        interruption.last_words(outcome, _LAST_WORDS_SECONDS)
+        os._exit(outcome.code)
+
+    interruption = Interruption(settings.grace_seconds, give_up)
     try:
-        signal.signal(signal.SIGTERM, _end)
-        if result := supervisor.run(settings, stages, buffer):
+        interruption.listen()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        if result := supervisor.run(settings, stages, buffer, interruption):
             supervisor.show_where(result, settings.runs.rstrip("/"))
     except BaseException as error:
         ended_by = error
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is over: what is left is to tell how
+    interruption.over()  # what is left is to tell how
     outcome = outcome_of(ended_by, stages)
     if ended_by:
-        unforeseen = not isinstance(ended_by, JobError | KeyboardInterrupt)
+        unforeseen = not isinstance(ended_by, JobError | KeyboardInterrupt | ToldToStop)
         log.error(
             outcome.message,
             code=outcome.code,
@@ -48,19 +65,14 @@ def main(argv: Sequence[str]) -> int:
             exc_info=ended_by if unforeseen else None,
         )
     write_termination_message(settings.termination_log, outcome)
+    if interruption.asked:
+        sys.stdout.flush()
+        os._exit(outcome.code)  # the threads of an upload that hangs would be waited for
     return outcome.code
-
-
-def _end(signal_number: int, _: FrameType | None) -> None:
-    """Ends the run where it stands: children end with the block that started them."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KilledError(f"ended by {signal.Signals(signal_number).name}", "", signal_number)
 
 
 def tell_usage(error: UsageError) -> int:
     """The ending of a start that never began."""
-    import os
-
     from job.outcome import outcome_of, write_termination_message
     from job.stages import Stages
 

@@ -4,7 +4,7 @@ import gzip
 import threading
 import time
 import uuid
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
@@ -128,13 +128,15 @@ class Attempt:
         self._over.set()
         self._thread.join(_ENDING_SECONDS)
         try:
-            # Within a pod's grace period, whatever the store does: the termination message is still to be told.
-            hurried = replace(self.run, storage=open_storage(self.run.storage.uri, _ENDING_SECONDS))
-            self._put_outcome(hurried, outcome_of(error, self._stages))
-        except JobError as failure:  # the ending itself is what must be told
-            log.warning("the outcome was not kept", message=failure.message)
+            self._try_to_tell(outcome_of(error, self._stages))
         finally:
             structlog.contextvars.unbind_contextvars("run_id", "attempt")
+
+    def tell(self, outcome: Outcome, seconds: float) -> None:
+        """Tells the store how it ended, if it takes that within so many seconds."""
+        teller = threading.Thread(target=self._try_to_tell, args=(outcome,), daemon=True)
+        teller.start()
+        teller.join(seconds)
 
     def assert_newest(self) -> None:
         """Raises `FencedError` when a newer attempt has taken over."""
@@ -186,7 +188,12 @@ class Attempt:
             storage.put(self.keys.log(self._chunk + 1), gzip.compress(self._unsent))
             self._chunk, self._unsent = self._chunk + 1, b""
 
-    def _put_outcome(self, run: Run, outcome: Outcome) -> None:
+    def _try_to_tell(self, outcome: Outcome) -> None:
+        """Tells the outcome in a hurry: the termination message is still to be told."""
         log.info("outcome", **outcome.model_dump(exclude={"schema_version"}))
-        self._put_log(run.storage)
-        run.storage.put_if_absent(self.keys.outcome, canonical_bytes(outcome))
+        try:
+            hurried = open_storage(self.run.storage.uri, _ENDING_SECONDS)
+            self._put_log(hurried)
+            hurried.put_if_absent(self.keys.outcome, canonical_bytes(outcome))
+        except JobError as failure:  # the ending itself is what must be told
+            log.warning("the outcome was not kept", message=failure.message)

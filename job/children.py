@@ -21,6 +21,8 @@ _GRACE_SECONDS = 35  # between asking a child to end and ending it: torchrun giv
 _AFTER_SECONDS = 10  # how long a process that a child left behind is listened to
 _LONGEST_LINE = 1 << 20  # bytes; a bar that is drawn over and over has no line end
 _LAST_WORDS = 8  # lines that a crash is told with
+_HURRIED_SECONDS = 3
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 def train_command(plan: Path, gpus: int) -> list[str]:
@@ -111,16 +113,29 @@ def _process(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    _running.add(process)
     try:
         yield process
     finally:
-        for signal_number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal_number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE_SECONDS)
+        _end(process, _GRACE_SECONDS)
+        _running.discard(process)
         if process.stdout:
             process.stdout.close()
+
+
+def _end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Ends a child and all that it started: asked first, since torchrun's workers are in groups of their own."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal_number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+
+
+def end_running() -> None:
+    """Ends whatever children there are, within seconds: for an ending that does not unwind."""
+    for process in list(_running):
+        _end(process, _HURRIED_SECONDS)
 
 
 def _listen(process: subprocess.Popen[bytes], listeners: dict[int, Callable[[str], None]]) -> None:

@@ -18,11 +18,16 @@ from job.contract.events import (
     Saved,
     Step,
     Trained,
+    Training,
     Versions,
 )
 from job.stages import Stages
 
 log = structlog.get_logger()
+
+
+def _nothing(_: object) -> None:
+    """For what nobody waits for."""
 
 
 @dataclass
@@ -31,11 +36,17 @@ class Heard:
 
     Args:
         stages: follows the training's steps, for the heartbeat.
+        on_loaded: called when the base model is loaded.
+        on_training: called when there begins to be something to save.
+        on_saved: called when a checkpoint is whole on scratch.
         on_trained: called the moment that the adapter is whole on scratch.
     """
 
     stages: Stages
-    on_trained: Callable[[TrainSummary], None]
+    on_loaded: Callable[[Loaded], None] = _nothing
+    on_training: Callable[[Training], None] = _nothing
+    on_saved: Callable[[Saved], None] = _nothing
+    on_trained: Callable[[TrainSummary], None] = _nothing
     versions: dict[str, str] = field(default_factory=dict)
     loaded: Loaded | None = None
     steps: list[Step] = field(default_factory=list)
@@ -49,8 +60,14 @@ class Heard:
         """What training measured; a child that ended well without telling it is a bug."""
         if self.trained is None:
             raise BugError("training ended with code 0 and never told that it was done")
-        eval_loss = self.evaluations[-1].loss if self.evaluations else None
-        return self.trained.model_copy(update={"eval_loss": eval_loss})
+        if not self.evaluations:
+            return self.trained
+        return self.trained.model_copy(update={"eval_loss": self.evaluations[-1].loss})
+
+    @staticmethod
+    def said(line: str) -> None:
+        """Takes in a line that a child printed."""
+        log.info("said", text=line)
 
     def hear(self, event: Event) -> None:
         """Takes one event in."""
@@ -59,6 +76,8 @@ class Heard:
                 self.versions = event.versions
             case Loaded():
                 self.loaded = event
+            case Training():
+                self.stages.step, self.stages.of = event.step, event.of
             case Step():
                 self.steps.append(event)
                 self.stages.step, self.stages.of, self.stages.loss = event.step, event.of, event.loss
@@ -75,12 +94,25 @@ class Heard:
                 self.trained = event.summary
             case _:
                 pass
+        self._log(event)
+        match event:
+            case Loaded():
+                self.on_loaded(event)
+            case Training():
+                self.on_training(event)
+            case Saved():
+                self.on_saved(event)
+            case Trained():
+                self.on_trained(event.summary)
+            case _:
+                pass
+
+    def _log(self, event: Event) -> None:
         facts = event.model_dump(exclude={"event", "schema_version"})
         if isinstance(event, SampleText):
             log.debug("answer text", **facts)
         elif isinstance(event, Trained):
             log.info("trained", **facts["summary"])
-            self.on_trained(event.summary)
         else:
             log.info(_NAMES.get(type(event), event.event), **facts)
 

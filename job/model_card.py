@@ -82,6 +82,13 @@ def clean_adapter(directory: Path, base: FrozenModel, scratch: Path) -> None:
             raise BugError(f"the adapter's {file.name} mentions {scratch}, a path of this machine alone")
 
 
+def localize_adapter(directory: Path, base: Path) -> None:
+    """Undoes what `clean_adapter` did to a published adapter: the export needs the base's local path."""
+    path = directory / ADAPTER_CONFIG
+    config = json.loads(path.read_bytes()) | {"base_model_name_or_path": str(base), "revision": None}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
 def _front_matter(recipe: Recipe, base: BaseModel) -> dict[str, object]:
     hub = _HUB.match(recipe.base_model)
     datasets = [found["id"] for uri in _listed(recipe.dataset.train) if (found := _HUB.match(uri))]

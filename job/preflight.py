@@ -1,18 +1,24 @@
-"""What the machine must have, checked before the first byte is downloaded: disk, device, trackers."""
+"""What is checked before the first byte is downloaded: machine, device, disk and trackers."""
 
 import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from job.contract.config import Quantization, Recipe
-from job.contract.errors import ConfigError, DeviceError, LocalIOError
+import structlog
 
-GIB = 1024**3
+from job import gpu
+from job.contract.config import Compute, Quantization, Recipe
+from job.contract.documents import Spec
+from job.contract.errors import ConfigError, DeviceError, LocalIOError
+from job.inputs import download_bytes
+from job.machine import GIB, check_compiler, check_memory, read_machine, remarks
+
+log = structlog.get_logger()
 
 # Of Llama 3.1 8B, by the table of llama.cpp's tools/quantize/README.md. Small models need more: matrices whose rows are
 # no multiple of 256 stay at 8 bits or more, and the embedding, kept at 6 or 8, is a larger share of them.
@@ -31,8 +37,10 @@ _CHECKPOINTS_AT_ONCE = 3  # the two that training keeps, and one being written
 
 _SECRETS = {"tensorboard": None, "wandb": "WANDB_API_KEY", "mlflow": "MLFLOW_TRACKING_URI"}
 
-# What the pinned torch (2.6.0, CUDA 12.4) has kernels for: Volta to Hopper. Blackwell is 10.0 and above.
-_LOWEST_CAPABILITY, _FIRST_TOO_NEW = (7, 0), (10, 0)
+_FIRST_WITH_BFLOAT16 = (8, 0)  # Ampere; before it torch emulates it, and Unsloth takes float16
+# compute.gpu_memory_gib is nominal: error correction takes a sixteenth, the driver some, and an H200's slice "18gb" has
+# 16.0. The nearest that are to be told apart are cards of 20 and 24, and of 40 and 48: 0.83.
+_MEMORY_SHARE = 0.85
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,39 @@ class Device:
     """Each GPU's name, or the processor's."""
     memory_bytes: int
     """Of the smallest GPU, or of the machine."""
+    has_bfloat16: bool
+    """Whether every GPU computes in it; a CPU run is of float32."""
     detail: str
     """Driver and compute capability, or the number of cores."""
+    remarks: tuple[str, ...] = ()
+    """What is odd about it, and yet no reason not to run."""
+
+
+def check_machine(compute: Compute, spec: Spec, scratch: Path, store_clock: datetime) -> None:
+    """Whether a run can be done here. What is not as `compute` says, and does not stop it, is logged as a warning.
+
+    Args:
+        compute: what the config asks for.
+        spec: what is to be run.
+        scratch: the directory that takes it.
+        store_clock: the store's present time.
+
+    Raises:
+        DeviceError: no GPU as asked for, or none that this image can use.
+        ConfigError: a setting that this machine cannot honour.
+        LocalIOError: scratch is too small.
+    """
+    device = check_device(compute.gpus)
+    machine = read_machine()
+    log.info("device", kind=device.kind, names=device.names, detail=device.detail)
+    for remark in (*device.remarks, *remarks(machine, compute, datetime.now(UTC), store_clock)):
+        log.warning("machine", remark=remark)
+    check_gpu_memory(device, compute.gpu_memory_gib)
+    check_dtype(device, spec.recipe.dtype)
+    check_compiler(compute.gpus)
+    base_bytes, dataset_bytes, weight_bytes = download_bytes(spec)
+    check_memory(machine, compute.gpus, weight_bytes)
+    check_disk(disk_need(spec.recipe, weight_bytes, base_bytes, dataset_bytes), scratch)
 
 
 def disk_need(recipe: Recipe, weight_bytes: int, base_bytes: int, dataset_bytes: int) -> DiskNeed:
@@ -113,72 +152,61 @@ def check_device(gpus: int) -> Device:
     """The device that `compute.gpus` asks for: so many GPUs, or with 0 the CPU.
 
     Raises:
-        DeviceError: no driver, fewer GPUs than asked for, or one that this image has no kernels for.
+        DeviceError: no driver, one that is too old, fewer GPUs than asked for, or one that there are no kernels for.
+        ConfigError: several GPUs that do not work together.
     """
-    return _cpu() if gpus == 0 else _gpus(gpus)
+    if gpus == 0:
+        return _cpu()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    driver, found = gpu.see(visible)
+    gpu.check_gpus(driver, found, gpus, visible)
+    used = found[:gpus]
+    return Device(
+        kind="gpu",
+        names=tuple(each.name for each in used),
+        memory_bytes=min(each.memory_bytes for each in used),
+        has_bfloat16=min(each.capability for each in used) >= _FIRST_WITH_BFLOAT16,
+        detail=gpu.describe(driver, used),
+        remarks=gpu.memory_errors(used),
+    )
+
+
+def _cpu() -> Device:
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    machine = read_machine()
+    return Device(
+        kind="cpu",
+        names=(model[0].partition(": ")[2] if model else platform.machine(),),
+        memory_bytes=machine.memory_bytes,
+        has_bfloat16=False,
+        detail=f"{machine.cpus} cores",
+    )
 
 
 def check_gpu_memory(device: Device, gpu_memory_gib: float) -> None:
-    """Compare a GPU with `compute.gpu_memory_gib`, which is nominal: drivers keep some, and vendors count in thousands.
+    """Compare a GPU with `compute.gpu_memory_gib`, which is nominal.
 
     Raises:
-        DeviceError: it has less than nine tenths of that.
+        DeviceError: it has clearly less.
     """
-    if device.kind == "gpu" and device.memory_bytes < 0.9 * gpu_memory_gib * GIB:
+    if device.kind == "gpu" and device.memory_bytes < _MEMORY_SHARE * gpu_memory_gib * GIB:
         raise DeviceError(
             f"the GPU has {device.memory_bytes / GIB:.1f} GiB, and compute.gpu_memory_gib asks for {gpu_memory_gib:g}",
             "Send the run to a larger GPU, or lower compute.gpu_memory_gib.",
         )
 
 
-def _cpu() -> Device:
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return Device(
-        kind="cpu",
-        names=(model[0].partition(": ")[2] if model else platform.machine(),),
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        detail=f"{len(os.sched_getaffinity(0))} cores",
-    )
+def check_dtype(device: Device, dtype: str) -> None:
+    """Refuse bfloat16 on a GPU that computes no such thing.
 
-
-def _gpus(wanted: int) -> Device:
-    import pynvml  # part of the training stack, and of no use without a GPU
-
-    with _nvml():
-        count = pynvml.nvmlDeviceGetCount()
-        if count < wanted:
-            raise DeviceError(f"compute.gpus is {wanted}, and this machine has {count}", "Ask for no more than it has.")
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(wanted)]
-        names = tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
-        capabilities = [tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)) for handle in handles]
-        memory = min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)
-        driver = pynvml.nvmlSystemGetDriverVersion()
-    for name, capability in zip(names, capabilities, strict=True):
-        if not _LOWEST_CAPABILITY <= capability < _FIRST_TOO_NEW:
-            raise DeviceError(
-                f"{name} has compute capability {'.'.join(map(str, capability))}, for which this image has no kernels",
-                "Ask for a GPU from Volta (7.0) to Hopper (9.0).",
-            )
-    lowest = ".".join(map(str, min(capabilities)))
-    return Device("gpu", names, memory, f"driver {driver}, compute capability {lowest}")
-
-
-@contextmanager
-def _nvml() -> Iterator[None]:
-    """The driver's library, opened; its errors are told as ours."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        try:
-            yield
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        raise DeviceError(
-            f"no usable GPU: NVML says {error}",
-            "Run it on a node with an NVIDIA driver and a GPU, or say compute.gpus: 0 for a CPU.",
-        ) from error
+    Raises:
+        ConfigError: naming `dtype`.
+    """
+    if device.kind == "gpu" and dtype == "bfloat16" and not device.has_bfloat16:
+        raise ConfigError(
+            f"dtype is bfloat16, and {device.names[0]} has none ({device.detail}; it begins with 8.0)",
+            "Set dtype to auto or float16, or send the run to a newer GPU.",
+        )
 
 
 def check_trackers(report_to: Sequence[str], environment: Mapping[str, str]) -> None:

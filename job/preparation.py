@@ -102,7 +102,7 @@ def write_tokenizer(base: Path, tokenizer: Tokenizer, directory: Path) -> None:
     (directory / TEMPLATE_FILE).write_text(tokenizer.chat_template, "utf-8")
 
 
-def write_plan(run: Run, inputs: Inputs, scratch: Scratch, llama_cpp: Path) -> Plan:
+def write_plan(run: Run, inputs: Inputs, scratch: Scratch, llama_cpp: Path, resume_from: Path | None = None) -> Plan:
     """The plan, on scratch."""
     plan = Plan(
         run_id=run.run_id,
@@ -122,6 +122,8 @@ def write_plan(run: Run, inputs: Inputs, scratch: Scratch, llama_cpp: Path) -> P
         trainer=str(scratch.trainer),
         llama_cpp=str(llama_cpp),
         events=str(scratch.events),
+        resume_from=str(resume_from) if resume_from else None,
+        stop=str(scratch.stop),
     )
     scratch.plan.write_bytes(canonical_bytes(plan))
     return plan

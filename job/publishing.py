@@ -1,12 +1,14 @@
 """From files on scratch to published artifacts."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from job.attempt import Attempt
-from job.contract.documents import Artifact, Published
+from job.contract.documents import Artifact, Published, TrainSummary
 from job.contract.errors import DataError
 from job.contract.model import canonical_bytes
 from job.moving import Moving
+from job.storage import Progress, Storage
 from job.storage.transfer import upload_directory
 
 
@@ -23,9 +25,18 @@ def publish_directory(attempt: Attempt, kind: str, directory: Path) -> tuple[Art
     """
     if not directory.is_dir():
         return ()
-    storage = attempt.run.storage
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-    sent = upload_directory(directory, storage, attempt.keys.artifacts(kind), Moving(f"publish {kind}", size))
+    moving = Moving(f"publish {kind}", size)
+    return upload_verified(directory, attempt.run.storage, attempt.keys.artifacts(kind), moving)
+
+
+def upload_verified(directory: Path, storage: Storage, prefix: str, progress: Progress) -> tuple[Artifact, ...]:
+    """Uploads a directory's files to a prefix, and asks the store for each object once.
+
+    Raises:
+        DataError: when the store does not hold what was sent.
+    """
+    sent = upload_directory(directory, storage, prefix, progress)
     for _, uploaded in sent:
         stat = storage.head(uploaded.stat.key)
         if stat is None or (stat.size, stat.checksum) != (uploaded.stat.size, uploaded.stat.checksum):
@@ -44,9 +55,19 @@ def publish_directory(attempt: Attempt, kind: str, directory: Path) -> tuple[Art
     )
 
 
-def publish_adapter(attempt: Attempt, directory: Path) -> tuple[Artifact, ...]:
+def publish_adapter(attempt: Attempt, directory: Path, summary: TrainSummary, versions: Mapping[str, str]) -> Published:
     """Uploads the adapter, then its own commit mark, so that a failed export leaves a usable adapter."""
-    files = publish_directory(attempt, "lora", directory)
-    published = Published(attempt=attempt.number, spec_sha256=attempt.run.spec_sha256, files=files)
+    published = Published(
+        attempt=attempt.number,
+        spec_sha256=attempt.run.spec_sha256,
+        files=publish_directory(attempt, "lora", directory),
+        train=summary,
+        versions=dict(versions),
+    )
+    return mark_published(attempt, published)
+
+
+def mark_published(attempt: Attempt, published: Published) -> Published:
+    """Puts the adapter's commit mark."""
     attempt.run.storage.put(attempt.keys.published, canonical_bytes(published))
-    return files
+    return published

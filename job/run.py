@@ -7,13 +7,13 @@ from importlib.metadata import version
 import structlog
 
 from job.contract.config import RunConfig
-from job.contract.documents import Latest, Result, Spec
+from job.contract.documents import Artifact, Latest, Result, Spec
 from job.contract.errors import DataError, TakenError
 from job.contract.keys import RunKeys, index_key, latest_key, run_id_of
 from job.contract.model import canonical_bytes, differences, read_document, sha256_hex
 from job.inputs import anew, freeze, resolved
 from job.settings import Settings
-from job.storage import Storage
+from job.storage import Stat, Storage
 
 log = structlog.get_logger()
 
@@ -122,11 +122,18 @@ def verify(storage: Storage, result: Result) -> None:
     """
     for artifact in result.artifacts.all():
         stat = storage.head(artifact.key)
-        if stat is None or stat.size != artifact.size or (artifact.checksum and stat.checksum != artifact.checksum):
+        if not stands(stat, artifact):
             raise TakenError(
                 f"{storage.uri}/{artifact.key} is not what {result.run_id}'s result names",
                 "Its artifacts were changed or deleted. Train it anew with --again.",
             )
+
+
+def stands(stat: Stat | None, artifact: Artifact) -> bool:
+    """Whether the store has an object as a document names it."""
+    if stat is None or stat.size != artifact.size:
+        return False
+    return artifact.checksum is None or stat.checksum == artifact.checksum
 
 
 def put_result(run: Run, result: Result) -> Result:

@@ -33,8 +33,23 @@ class Scratch:
 
     @property
     def checkpoints(self) -> Path:
-        """Whole checkpoints."""
+        """Whole checkpoints, as training leaves them."""
         return self.root / "checkpoints"
+
+    @property
+    def uploads(self) -> Path:
+        """Checkpoints on their way to the store."""
+        return self.root / "uploads"
+
+    @property
+    def resumed(self) -> Path:
+        """The checkpoint that training goes on from."""
+        return self.root / "resumed"
+
+    @property
+    def stop(self) -> Path:
+        """A file that asks training to end at the next step's end."""
+        return self.root / "stop"
 
     @property
     def trainer(self) -> Path:
@@ -89,5 +104,6 @@ class Scratch:
     def prepare(self) -> None:
         """Makes it empty: what an earlier start left there is worth nothing."""
         shutil.rmtree(self.root, ignore_errors=True)
-        for directory in (self.work, self.home / "tmp", self.checkpoints, self.report, self.rows, self.trainer):
+        whole = (self.checkpoints, self.uploads, self.report, self.rows, self.trainer)
+        for directory in (self.work, self.home / "tmp", *whole):
             directory.mkdir(parents=True)

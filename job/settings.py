@@ -12,6 +12,8 @@ from job.contract.documents import STALE_SECONDS
 from job.contract.errors import UsageError
 from job.contract.keys import is_run_id
 
+_GRACE_SECONDS = 100  # of the 120 in k8s/job.yaml
+
 
 @dataclass(frozen=True)
 class Site:
@@ -47,6 +49,8 @@ class Settings:
     heartbeat_seconds: float
     stale_seconds: float
     """An attempt whose heartbeat is older than this has died."""
+    grace_seconds: float
+    """From SIGTERM to the end at the latest; less than what Kubernetes gives, so that the ending is still told."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -126,6 +130,7 @@ def read_settings(argv: Sequence[str], environment: Mapping[str, str] = os.envir
         code_revision=environment.get("FINETUNE_CODE_REVISION"),
         heartbeat_seconds=seconds("FINETUNE_HEARTBEAT_SECONDS", 30),
         stale_seconds=seconds("FINETUNE_STALE_SECONDS", STALE_SECONDS),
+        grace_seconds=seconds("FINETUNE_GRACE_SECONDS", _GRACE_SECONDS),
     )
 
 

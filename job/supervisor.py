@@ -4,36 +4,39 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 
 import structlog
 
 from job.attempt import Attempt, claim
-from job.children import export_command, run_child, train_command
+from job.children import export_command, run_child
 from job.contract.config import RunConfig
 from job.contract.config_file import parse_config
-from job.contract.documents import Artifact, Artifacts, Result, TrainSummary
+from job.contract.documents import Artifacts, Result
 from job.contract.errors import DataError, JobError, NoInputError
 from job.contract.plan import Plan
 from job.environment import environment
 from job.hearing import Heard
-from job.inputs import download_bytes
+from job.interruption import Interruption
 from job.logs import LogBuffer
-from job.model_card import clean_adapter, write_model_card
-from job.preflight import check_device, check_disk, check_gpu_memory, check_trackers, disk_need
-from job.preparation import Inputs, prepare_inputs, write_plan
-from job.publishing import publish_adapter, publish_directory
+from job.model_card import localize_adapter
+from job.preflight import check_machine, check_trackers
+from job.preparation import prepare_inputs, write_plan
+from job.publishing import publish_directory
 from job.report import RunFacts, write_report
+from job.resuming import newest_checkpoint, published_adapter
 from job.run import Run, finish, finished, identify, put_result, put_spec
 from job.scratch import Scratch
 from job.settings import Settings
 from job.stages import Stages
 from job.storage.canary import probe
 from job.storage.opening import locate, open_storage
+from job.training import fingerprint_of, train
 
 log = structlog.get_logger()
 
 
-def run(settings: Settings, stages: Stages, buffer: LogBuffer) -> Result | None:
+def run(settings: Settings, stages: Stages, buffer: LogBuffer, interruption: Interruption) -> Result | None:
     """One start of the job, from its config to its result.
 
     Returns:
@@ -41,7 +44,9 @@ def run(settings: Settings, stages: Stages, buffer: LogBuffer) -> Result | None:
 
     Raises:
         JobError: whatever ended it.
+        ToldToStop: SIGTERM came where there was nothing to save.
     """
+    log.info("start", config=settings.config)
     config, config_bytes = read_config(settings.config)
     check_trackers(config.training.report_to, os.environ)
     this = identify(config, open_storage(settings.runs), settings)
@@ -50,20 +55,17 @@ def run(settings: Settings, stages: Stages, buffer: LogBuffer) -> Result | None:
     if result := finished(this):
         return keep(this, result, config_bytes, settings)
     scratch = Scratch(settings.scratch / this.run_id)
-    device = check_device(config.compute.gpus)
-    check_gpu_memory(device, config.compute.gpu_memory_gib)
-    log.info("device", kind=device.kind, names=device.names, detail=device.detail)
-    base_bytes, dataset_bytes, weight_bytes = download_bytes(this.spec)
     settings.scratch.mkdir(parents=True, exist_ok=True)
-    check_disk(disk_need(this.spec.recipe, weight_bytes, base_bytes, dataset_bytes), settings.scratch)
+    check_machine(config.compute, this.spec, settings.scratch, now)
     if settings.check:
         check(this, Scratch(settings.scratch / f"{this.run_id}.check"), settings, stages)
         return None
     put_spec(this, config_bytes)
     number = claim(this, settings, now)
     with Attempt(this, number, stages, buffer, settings.heartbeat_seconds) as attempt:
+        interruption.last_words = attempt.tell
         try:
-            return execute(attempt, scratch, settings, stages)
+            return execute(attempt, scratch, settings, stages, interruption)
         except DataError:
             keep_rejects(attempt, scratch)
             raise
@@ -103,36 +105,40 @@ def check(this: Run, scratch: Scratch, settings: Settings, stages: Stages) -> No
         with stages.enter("download"):
             scratch.prepare()
             plan = write_plan(this, prepare_inputs(this.spec, scratch), scratch, settings.llama_cpp)
-            prove_convertible(plan, scratch, Heard(stages, lambda _: None), child_environment(this, scratch, settings))
+            prove_convertible(plan, scratch, Heard(stages), child_environment(this, scratch, settings))
     finally:
         shutil.rmtree(scratch.root, ignore_errors=True)
     log.info("checked", would="train", then_export=this.spec.recipe.export.gguf, into=this.uri)
 
 
-def execute(attempt: Attempt, scratch: Scratch, settings: Settings, stages: Stages) -> Result:
-    """The stages of an attempt."""
-    this, adapter = attempt.run, list[Artifact]()
+def execute(
+    attempt: Attempt, scratch: Scratch, settings: Settings, stages: Stages, interruption: Interruption
+) -> Result:
+    """The stages of an attempt; those that an earlier one has finished are not repeated."""
+    this, heard = attempt.run, Heard(stages)
     variables = child_environment(this, scratch, settings)
     with stages.enter("download"):
         scratch.prepare()
         inputs = prepare_inputs(this.spec, scratch)
-        plan = write_plan(this, inputs, scratch, settings.llama_cpp)
-
-    def publish_now(summary: TrainSummary) -> None:
-        ready_adapter(this, inputs, scratch, summary, heard.versions)
-        adapter.extend(publish_adapter(attempt, scratch.lora))
-
-    heard = Heard(stages, publish_now)
-    with stages.enter("train"):
-        prove_convertible(plan, scratch, heard, variables)
-        run_child(train_command(scratch.plan, plan.gpus), variables, scratch.work, scratch.events, heard.hear, said)
+        checkpoint: Path | None = None
+        if published := published_adapter(attempt, scratch.adapter):
+            localize_adapter(scratch.adapter, inputs.base.directory)
+            heard.trained, heard.versions = published.train, published.versions
+        else:
+            checkpoint = newest_checkpoint(attempt, fingerprint_of(this), scratch.resumed)
+        plan = write_plan(this, inputs, scratch, settings.llama_cpp, checkpoint)
+    if published is None:
+        with stages.enter("train"):
+            prove_convertible(plan, scratch, heard, variables)
+            published = train(attempt, plan, inputs, scratch, variables, settings, heard, interruption)
     with stages.enter("export"):
         if exports(plan):
-            run_child(export_command(scratch.plan), variables, scratch.work, scratch.events, heard.hear, said)
+            command = export_command(scratch.plan)
+            run_child(command, variables, scratch.work, scratch.events, heard.hear, heard.said)
     with stages.enter("publish"):
         gguf = publish_directory(attempt, "gguf", scratch.gguf)
         merged = publish_directory(attempt, "merged", scratch.merged)
-        artifacts = Artifacts(lora=tuple(adapter), gguf=gguf, merged=merged)
+        artifacts = Artifacts(lora=published.files, gguf=gguf, merged=merged)
         facts = RunFacts(
             run_id=this.run_id,
             root=this.storage.uri,
@@ -181,7 +187,7 @@ def prove_convertible(plan: Plan, scratch: Scratch, heard: Heard, variables: Map
     """A one-layer model goes through the export, so that a GGUF that cannot be made is known before step 1."""
     if exports(plan):
         command = export_command(scratch.plan, "--check")
-        run_child(command, variables, scratch.work, scratch.events, heard.hear, said)
+        run_child(command, variables, scratch.work, scratch.events, heard.hear, heard.said)
 
 
 def keep_rejects(attempt: Attempt, scratch: Scratch) -> None:
@@ -191,27 +197,6 @@ def keep_rejects(attempt: Attempt, scratch: Scratch) -> None:
         log.info("report", uri=f"{attempt.run.storage.uri}/{attempt.keys.artifacts('report')}")
     except JobError as error:
         log.warning("the report was not kept", message=error.message)
-
-
-def ready_adapter(
-    this: Run, inputs: Inputs, scratch: Scratch, summary: TrainSummary, versions: Mapping[str, str]
-) -> None:
-    """The copy of the adapter that is published: with a model card, and without a path of this machine."""
-    shutil.copytree(scratch.adapter, scratch.lora)
-    write_model_card(
-        scratch.lora,
-        run_id=this.run_id,
-        recipe=this.spec.recipe,
-        base=inputs.base,
-        summary=summary,
-        versions=versions,
-    )
-    clean_adapter(scratch.lora, this.spec.base_model, scratch.root)
-
-
-def said(line: str) -> None:
-    """A line that a child printed."""
-    log.info("said", text=line)
 
 
 def show_where(result: Result, root: str) -> None:

@@ -5,6 +5,7 @@ Imports nothing of the training stack, so that a child which cannot even import 
 
 import errno
 import os
+import pickle
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from job.contract.config import Recipe
-from job.contract.errors import BugError, DeviceError, GpuOutOfMemory, JobError, LocalIOError
+from job.contract.errors import BugError, DataError, DeviceError, GpuOutOfMemory, JobError, LocalIOError
 from job.contract.events import Event, Failed
 from job.contract.exits import Exit
 from job.contract.plan import Plan
@@ -70,6 +71,8 @@ def ending_of(error: Exception, recipe: Recipe) -> JobError:
     if isinstance(error, JobError):
         return error
     said = f"{type(error).__name__}: {error}"
+    if isinstance(error, pickle.UnpicklingError):  # what loading by `weights_only` refuses
+        return DataError(f"a file holds more than tensors, and was not loaded: {said}", "Ask who wrote it.")
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return GpuOutOfMemory(f"the GPU's memory is full: {said}", smaller(recipe))

@@ -4,6 +4,7 @@ Run as ``python -m job.train plan.json``, or the same under torchrun, one proces
 only; what it finds is told as events. A GPU and a CPU run by the same lines: what differs is data.
 """
 
+import json
 import math
 import os
 import resource
@@ -12,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from importlib.metadata import version
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ from trl import SFTConfig, SFTTrainer
 
 from job.contract.config import Recipe
 from job.contract.documents import TrainSummary
-from job.contract.errors import BugError
-from job.contract.events import Evaluated, Loaded, Sample, SampleText, Saved, Step, Trained, Versions
+from job.contract.errors import BugError, InterruptedRun
+from job.contract.events import Evaluated, Loaded, Sample, SampleText, Saved, Step, Trained, Training, Versions
 from job.contract.plan import Plan
+from job.stack import stack_versions
 from job.telling import Teller, run_child
 
-STACK = ("torch", "unsloth", "unsloth_zoo", "transformers", "trl", "peft", "bitsandbytes", "datasets")
-_CHECKPOINTS_KEPT = 2  # the newest, and one before it in case the newest turns out damaged
+_CHECKPOINTS_KEPT = 2  # of those that nobody has taken: the newest, and one before it
+_MEASURED = "measured.json"
 
 
 def train(plan: Plan, teller: Teller) -> None:
@@ -45,10 +47,11 @@ def train(plan: Plan, teller: Teller) -> None:
     Raises:
         BugError: a loss that is not a number, rows that the trainer changed, a base that is not 4-bit as asked,
             ranks that do not train together.
+        InterruptedRun: it was asked to stop, and has left a checkpoint.
         torch.OutOfMemoryError: the GPU's memory does not hold the config.
     """
     recipe, lora, training = plan.recipe, plan.recipe.lora, plan.recipe.training
-    teller.tell(Versions(versions={name: version(name) for name in STACK}))
+    teller.tell(Versions(versions=stack_versions()))
     dtype = weights_dtype(recipe)
 
     model, tokenizer = FastLanguageModel.from_pretrained(
@@ -120,27 +123,33 @@ def train(plan: Plan, teller: Teller) -> None:
     if eval_rows:
         assert_same_rows(eval_rows, trainer.eval_dataset, training.packing)
         trainer.evaluate(longest(eval_rows, training.per_device_eval_batch_size))  # fails now rather than at the end
-    progress = Progress(trainer, teller)
+    progress = Progress(trainer, plan, teller)
     trainer.add_callback(progress)
-    trainer.add_callback(Checkpoints(trainer, plan, teller))
+    checkpoints = Checkpoints(trainer, progress, plan, teller)
+    trainer.add_callback(checkpoints)
 
     trainer.train(resume_from_checkpoint=plan.resume_from)
 
+    if checkpoints.stopped:
+        trainer.accelerator.wait_for_everyone()  # a rank that ends takes the others with it
+        raise InterruptedRun(
+            f"training was stopped after step {trainer.state.global_step} of {trainer.state.max_steps}"
+        )
     if trainer.is_world_process_zero():
         save_adapter(model, plan)
-    seen, trained = trainer.counted_tokens()
+    measured = progress.measured()
     teller.tell(
         Trained(
             summary=TrainSummary(
                 steps=trainer.state.global_step,
                 train_loss=last_tenth([entry["loss"] for entry in trainer.state.log_history if "loss" in entry]),
                 eval_loss=None,  # the adapter goes up first
-                tokens_seen=seen,
-                tokens_trained=trained,
+                tokens_seen=measured["tokens_seen"],
+                tokens_trained=measured["tokens_trained"],
                 trainable_parameters=loaded.trainable_parameters,
                 total_parameters=loaded.total_parameters,
                 effective_batch=loaded.effective_batch,
-                seconds=progress.seconds,
+                seconds=measured["seconds"],
                 device=loaded.device,
                 dtype=loaded.dtype,
                 peak_memory_bytes=memory_bytes(),
@@ -261,16 +270,27 @@ class CountingTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """Tells each logged step; a loss that is not a number ends the run."""
+    """Tells each logged step, and measures; a loss that is not a number ends the run."""
 
-    def __init__(self, trainer: CountingTrainer, teller: Teller) -> None:
+    def __init__(self, trainer: CountingTrainer, plan: Plan, teller: Teller) -> None:
         self._trainer, self._teller = trainer, teller
-        self.seconds = 0.0
+        self._seconds = 0.0
+        self._before = {"tokens_seen": 0, "tokens_trained": 0, "seconds": 0.0}
+        if plan.resume_from:
+            self._before = json.loads(Path(plan.resume_from, _MEASURED).read_bytes())
+
+    def measured(self) -> dict[str, Any]:
+        """Tokens and seconds since step 0, also those before the checkpoint that training went on from."""
+        seen, trained = self._trainer.counted_tokens()
+        here = {"tokens_seen": seen, "tokens_trained": trained, "seconds": self._seconds}
+        return {name: self._before[name] + value for name, value in here.items()}
 
     def on_train_begin(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
         self._began, self._first = time.monotonic(), state.global_step
+        self._teller.tell(Training(step=state.global_step, of=state.max_steps))
 
     def on_step_end(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
+        self._seconds = time.monotonic() - self._began
         if state.global_step >= state.max_steps:
             control.should_log = True  # whatever logging_steps says, the end is told
 
@@ -282,7 +302,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]
                 f"the loss is {logs['loss']} at step {state.global_step}",
                 "Lower training.learning_rate, or look for damaged rows; the last checkpoint is kept.",
             )
-        self.seconds = time.monotonic() - self._began
         steps = state.global_step - self._first
         self._teller.tell(
             Step(
@@ -291,8 +310,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
                 loss=logs["loss"],
                 learning_rate=logs["learning_rate"],
                 grad_norm=logs.get("grad_norm"),
-                tokens_per_second=self._trainer.counted_tokens()[0] / self.seconds,
-                eta_seconds=self.seconds / steps * (state.max_steps - state.global_step),
+                tokens_per_second=self._trainer.counted_tokens()[0] / self._seconds,
+                eta_seconds=self._seconds / steps * (state.max_steps - state.global_step),
             )
         )
 
@@ -303,40 +322,55 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             self._teller.tell(Evaluated(step=state.global_step, loss=metrics["eval_loss"]))
 
     def on_train_end(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
-        self.seconds = time.monotonic() - self._began
+        self._seconds = time.monotonic() - self._began
 
 
 class Checkpoints(TrainerCallback):  # type: ignore[misc]
-    """A checkpoint every `save_steps` or `save_seconds`, whole from the moment its name is there."""
+    """A checkpoint every `save_steps` or `save_seconds`, and when asked to stop; whole once its name is there."""
 
-    def __init__(self, trainer: CountingTrainer, plan: Plan, teller: Teller) -> None:
-        self._trainer, self._training, self._teller = trainer, plan.recipe.training, teller
-        self._directory = Path(plan.checkpoints)
+    def __init__(self, trainer: CountingTrainer, progress: Progress, plan: Plan, teller: Teller) -> None:
+        self._trainer, self._progress, self._teller = trainer, progress, teller
+        self._training, self._directory = plan.recipe.training, Path(plan.checkpoints)
+        self._stop = Path(plan.stop) if plan.stop else None
         self._saved = time.monotonic()
+        self.stopped = False
 
     def on_step_end(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
         every = self._training.save_steps
-        due = [
-            bool(every and state.global_step % every == 0)
+        asked = bool(self._stop and self._stop.exists())
+        due = (
+            asked
+            or bool(every and state.global_step % every == 0)
             or time.monotonic() - self._saved >= self._training.save_seconds
-        ]
-        broadcast_object_list(due)  # the first rank's clock decides for all
-        if due[0] and state.global_step < state.max_steps:
+        )
+        decided = [due, asked]
+        broadcast_object_list(decided)  # the first rank decides for all
+        due, asked = decided
+        if state.global_step >= state.max_steps:
+            return  # the adapter comes next
+        if due:
             control.should_save = True
+        if asked:
+            self.stopped = control.should_training_stop = True
+            control.should_evaluate = False  # there is no time for it
 
     def on_save(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
         self._trainer.accelerator.wait_for_everyone()  # each rank has written its random state
         self._saved = time.monotonic()
+        measured = self._progress.measured()
         if not state.is_world_process_zero:
             return
         written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         final = self._directory / f"step-{state.global_step:06d}"
+        (written / _MEASURED).write_text(json.dumps(measured))
+        (written / "training_args.bin").unlink()  # a pickle that nobody reads
         sync(written)
         shutil.rmtree(final, ignore_errors=True)
         written.rename(final)
         sync(self._directory)
         for old in sorted(self._directory.glob("step-*"))[:-_CHECKPOINTS_KEPT]:
-            shutil.rmtree(old)
+            with suppress(FileNotFoundError):  # the supervisor has just taken it
+                shutil.rmtree(old.rename(Path(args.output_dir) / old.name))
         self._teller.tell(Saved(step=state.global_step, directory=str(final)))
 
 

@@ -107,12 +107,24 @@ class Artifact(Document):
     version_id: str | None = None
 
 
-class Published(Document):
-    """`attempts/<n>/lora/published.json`: an adapter that is whole, put after its files."""
+class Fingerprint(Document):
+    """What must be the same where training goes on from a checkpoint."""
+
+    spec_sha256: Sha256
+    versions: dict[str, str]
+    """Of the training stack."""
+    device: str
+    """`gpu` or `cpu`: their optimizers keep different states."""
+    world_size: Annotated[int, Field(ge=1)]
+    """Processes that train together; each has a random state of its own."""
+
+
+class Checkpoint(Document):
+    """`attempts/<n>/checkpoints/step-<step>/complete.json`: a checkpoint that is whole, put after its files."""
 
     schema_version: Literal[1] = 1
-    attempt: int
-    spec_sha256: Sha256
+    step: Annotated[int, Field(ge=1)]
+    fingerprint: Fingerprint
     files: Annotated[tuple[Artifact, ...], Field(strict=False)]
 
 
@@ -152,6 +164,22 @@ class TrainSummary(Document):
     peak_memory_bytes: int
     """Device memory reserved at most; on a CPU the process's peak resident set."""
     memory_after_load_bytes: int
+
+
+class Published(Document):
+    """`attempts/<n>/lora/published.json`: an adapter that is whole, put after its files.
+
+    A later attempt keeps such an adapter and does what is left, so all that its result needs of training stands here.
+    """
+
+    schema_version: Literal[1] = 1
+    attempt: int
+    spec_sha256: Sha256
+    files: Annotated[tuple[Artifact, ...], Field(strict=False)]
+    train: TrainSummary
+    """Its `eval_loss` is null until the last evaluation, which comes after the adapter."""
+    versions: dict[str, str]
+    """Of the training stack."""
 
 
 class Result(Document):

@@ -28,6 +28,15 @@ class Loaded(Told):
     effective_batch: int
 
 
+class Training(Told):
+    """The training loop begins; from now on there is something to save."""
+
+    event: Literal["training"] = "training"
+    step: int
+    """Steps that were done before: above 0 when it goes on from a checkpoint."""
+    of: int
+
+
 class Step(Told):
     """An optimizer step was logged."""
 
@@ -120,7 +129,18 @@ class Failed(Told):
 
 
 Event = Annotated[
-    Loaded | Step | Evaluated | Saved | SampleText | Sample | Trained | Exporting | Exported | Versions | Failed,
+    Loaded
+    | Training
+    | Step
+    | Evaluated
+    | Saved
+    | SampleText
+    | Sample
+    | Trained
+    | Exporting
+    | Exported
+    | Versions
+    | Failed,
     Field(discriminator="event"),
 ]
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)

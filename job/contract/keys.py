@@ -11,6 +11,8 @@ _MAX_RUN_ID = 63  # a label's value, and so a Job's name
 _RUN_ID = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _INDEX = re.compile(r"models/([^/]+)/runs/(\d{8}T\d{6}Z)-([^/]+)")
 
+_COMPLETE = re.compile(r"step-(\d{6,})/complete\.json")
+
 RESULT = "result.json"
 
 
@@ -124,6 +126,24 @@ class AttemptKeys:
     def published(self) -> str:
         """The adapter's own commit mark."""
         return f"{self.prefix}lora/published.json"
+
+    @property
+    def checkpoints(self) -> str:
+        """All checkpoints lie under it."""
+        return f"{self.prefix}checkpoints/"
+
+    def checkpoint(self, step: int) -> str:
+        """The prefix of a checkpoint's files."""
+        return f"{self.checkpoints}step-{step:06d}/"
+
+    def complete(self, step: int) -> str:
+        """A checkpoint's commit mark."""
+        return f"{self.checkpoint(step)}complete.json"
+
+    def completed(self, key: str) -> int | None:
+        """The step that `complete` made a key of; None for any other key."""
+        found = _COMPLETE.fullmatch(key.removeprefix(self.checkpoints))
+        return int(found[1]) if found else None
 
     def log(self, chunk: int) -> str:
         """The n-th chunk of the log, from 1."""

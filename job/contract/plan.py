@@ -40,3 +40,5 @@ class Plan(Document):
     """The pipe that rank 0 writes events to."""
     resume_from: str | None = None
     """A checkpoint's directory."""
+    stop: str | None = None
+    """A file: once it is there, training ends at the next step's end and leaves a checkpoint."""

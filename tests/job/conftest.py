@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from job.contract.documents import Outcome
+from job.contract.documents import Lease, Outcome
 from job.storage.opening import open_storage
 from tests.tiny import make_tiny_model, sums, tiny_config
 
@@ -71,6 +72,35 @@ class Pod:
     def start(self, *flags: str, prefix: tuple[str, ...] = (), **variables: str) -> Ended:
         """Runs it to its end."""
         return self.end(self.process(*flags, prefix=prefix, **variables))
+
+
+def children_of(process: subprocess.Popen[str], pattern: str) -> list[int]:
+    """The children of that command: checking a chat template starts a process, too."""
+    listing = ["pgrep", "--parent", str(process.pid), "--full", pattern]
+    found = subprocess.run(listing, capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+def wait_for_child(process: subprocess.Popen[str], pattern: str = "job.train") -> int:
+    deadline = time.monotonic() + 300
+    while not (children := children_of(process, pattern)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return children[0]
+
+
+def wait_for_training(start: Pod, attempt: int) -> None:
+    """Returns when an attempt's training loop has begun, by its heartbeat."""
+    storage, deadline = open_storage(start.root), time.monotonic() + 300
+    while True:
+        for stat in storage.list("runs/"):
+            if stat.key.endswith("/lease.json") and (found := storage.get(stat.key)):
+                lease = Lease.model_validate_json(found[0])
+                if (lease.attempt, lease.stage) == (attempt, "train") and lease.step is not None:
+                    return
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

@@ -3,19 +3,17 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from safetensors.numpy import load_file, save_file
 
 from examples.demo.server import free_ports
-from job.contract.documents import Published
+from job.contract.documents import Outcome, Published, Result
 from job.storage.opening import open_storage
-from tests.job.conftest import Ended, Pod
+from tests.job.conftest import Ended, Pod, wait_for_child, wait_for_training
 from tests.tiny import make_tiny_model, sums
 
 Make = Callable[..., Pod]
@@ -126,22 +124,6 @@ def test_78_a_tracker_without_its_secret(pod: Make) -> None:
     assert "wandb" in ended.outcome.message
 
 
-def children_of(process: subprocess.Popen[str], pattern: str) -> list[int]:
-    """The children of that command: checking a chat template starts a process, too."""
-    listing = ["pgrep", "--parent", str(process.pid), "--full", pattern]
-    found = subprocess.run(listing, capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
-
-
-def wait_for_child(process: subprocess.Popen[str], pattern: str = "job.train") -> int:
-    deadline = time.monotonic() + 300
-    while not (children := children_of(process, pattern)):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return children[0]
-
-
 def ended_by(start: Pod, signal_number: int, *, of_child: bool) -> tuple[Ended, int]:
     process = start.process()
     child = wait_for_child(process)
@@ -171,7 +153,7 @@ def test_76_a_newer_attempt_has_taken_over(pod: Make) -> None:
 
 
 def test_a_failed_export_leaves_a_usable_adapter(pod: Make) -> None:
-    start = pod({"max_steps": 1}, export={"gguf": ["f16"]})
+    start = pod({"max_steps": 3}, export={"gguf": ["f16"]})
     process = start.process()
     wait_for_child(process)
     runs = open_storage(start.root)
@@ -187,11 +169,52 @@ def test_a_failed_export_leaves_a_usable_adapter(pod: Make) -> None:
     assert any(file.key.endswith("adapter_model.safetensors") for file in published.files)
     assert all((stat := runs.head(file.key)) and stat.size == file.size for file in published.files)
 
+    # The next attempt does the export alone.
+    again = start.start()
+    assert again.code == 0, again.printed
+    assert [line["stage"] for line in again.events("stage")] == ["download", "export", "publish"]
+    [key] = [stat.key for stat in runs.list("runs/") if stat.key.endswith("/result.json")]
+    found = runs.get(key)
+    assert found
+    result = Result.model_validate_json(found[0])
+    assert (result.attempt, result.artifacts.lora, result.train) == (2, published.files, published.train)
+    assert any("/attempts/2/gguf/" in file.key and file.key.endswith(".gguf") for file in result.artifacts.gguf)
+    assert result.versions == published.versions
 
-def test_143_sigterm_ends_the_supervisor_and_its_child(pod: Make) -> None:
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_75_sigterm_with_nothing_to_save_ends_the_supervisor_and_its_child(pod: Make) -> None:
     start = pod()
     ended, child = ended_by(start, signal.SIGTERM, of_child=False)
-    assert (ended.code, ended.outcome.name) == (143, "KILLED")
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
+    assert (ended.code, ended.outcome.name, ended.outcome.stage) == (75, "INTERRUPTED", "train")
+    assert gone(child)
     assert nothing_published(start)
+    [key] = [stat.key for stat in open_storage(start.root).list("runs/") if stat.key.endswith("/outcome.json")]
+    found = open_storage(start.root).get(key)
+    assert found
+    assert Outcome.model_validate_json(found[0]) == ended.outcome
+
+
+def test_143_a_second_sigterm_gives_up_training_that_hangs(pod: Make) -> None:
+    start = pod({"max_steps": 500})
+    process = start.process()
+    child = wait_for_child(process)
+    wait_for_training(start, 1)
+    os.kill(child, signal.SIGSTOP)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert not gone(child)
+    ended = start.end(process)
+    assert (ended.code, ended.outcome.name) == (143, "KILLED")
+    assert "second SIGTERM" in ended.outcome.message
+    assert gone(child)
+    assert nothing_published(start)
+    assert not [stat.key for stat in open_storage(start.root).list("runs/") if "/checkpoints/" in stat.key]

@@ -1,9 +1,7 @@
-"""Disk, device and trackers: what is accepted, and what is said where the machine falls short."""
+"""Disk, CPU and trackers: what is accepted, and what is said where the machine falls short."""
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -12,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job.contract.config import Dataset, Export, Lora, Quantization, Recipe, Training
-from job.contract.errors import ConfigError, DeviceError, LocalIOError
-from job.preflight import BITS_PER_WEIGHT, GIB, DiskNeed, check_device, check_disk, check_trackers, disk_need
+from job.contract.errors import ConfigError, LocalIOError
+from job.machine import GIB
+from job.preflight import BITS_PER_WEIGHT, DiskNeed, check_device, check_disk, check_trackers, disk_need
 
 GB = 10**9
 
@@ -80,68 +79,6 @@ def test_a_cpu_is_described() -> None:
     assert len(device.names) == 1
     assert device.memory_bytes > GIB // 2
     assert device.detail == f"{len(os.sched_getaffinity(0))} cores"
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a driver's library that tells of the GPUs that the environment asks for."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no C compiler to make the driver's stand-in with")
-    directory = tmp_path_factory.mktemp("driver")
-    source = Path(__file__).with_name("nvml.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", directory / "libnvidia-ml.so.1", source], check=True)
-    return directory
-
-
-ASK = """
-import sys
-from job.contract.errors import DeviceError
-from job.preflight import check_device
-try:
-    print(check_device(int(sys.argv[1])))
-except DeviceError as error:
-    print(error.code, error)
-"""
-
-
-def ask(driver: Path, gpus: int, **environment: str) -> str:
-    """What check_device says in a process of its own: a library is looked for once."""
-    found = subprocess.run(
-        [sys.executable, "-c", ASK, str(gpus)],
-        env=os.environ | {"LD_LIBRARY_PATH": str(driver)} | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return found.stdout
-
-
-def test_gpus_are_described(driver: Path) -> None:
-    said = ask(driver, 2, FAKE_GPUS="3", FAKE_MAJOR="8")
-    assert "names=('NVIDIA A10G', 'NVIDIA A10G')" in said
-    assert f"memory_bytes={22 * GIB}" in said  # the smaller of the first two
-    assert "driver 550.54.15, compute capability 8.6" in said
-
-
-@pytest.mark.parametrize(
-    ("gpus", "environment", "words"),
-    [
-        (1, {"FAKE_GPUS": "0"}, "71 compute.gpus is 1, and this machine has 0"),
-        (4, {"FAKE_GPUS": "2", "FAKE_MAJOR": "8"}, "71 compute.gpus is 4, and this machine has 2"),
-        (1, {"FAKE_GPUS": "1", "FAKE_MAJOR": "8", "FAKE_LOST": "1"}, "71 no usable GPU: NVML says GPU is lost"),
-        (1, {"FAKE_GPUS": "1", "FAKE_MAJOR": "6"}, "71 NVIDIA A10G has compute capability 6.6"),
-        (1, {"FAKE_GPUS": "1", "FAKE_MAJOR": "10"}, "71 NVIDIA A10G has compute capability 10.6"),
-    ],
-)
-def test_gpus_that_fall_short(driver: Path, gpus: int, environment: dict[str, str], words: str) -> None:
-    assert ask(driver, gpus, **environment).startswith(words)
-
-
-@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="this machine has a GPU")
-def test_a_gpu_run_without_a_driver() -> None:
-    with pytest.raises(DeviceError, match="no usable GPU"):
-        check_device(1)
 
 
 def test_trackers_that_work_are_accepted() -> None:

@@ -1,10 +1,12 @@
 """A run whose spec names nothing real: what claims, heartbeats and results need of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
+from structlog.testing import LogCapture
 
 from job.contract.config import Dataset, Recipe, Training
 from job.contract.documents import FrozenDataset, FrozenModel, FrozenObject, Spec
@@ -46,3 +48,12 @@ def settings_of(settings: Settings) -> Callable[[str], Settings]:
         return replace(settings, site=replace(settings.site, job_uid=job_uid, site="paris", pod=f"pod-of-{job_uid}"))
 
     return of
+
+
+@pytest.fixture
+def logged() -> Iterator[LogCapture]:
+    """What is logged within a test."""
+    capture, before = LogCapture(), structlog.get_config()
+    structlog.configure(processors=[capture])
+    yield capture
+    structlog.configure(**before)

@@ -3,13 +3,14 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from job.children import run_child, train_command
+from job.children import end_running, run_child, train_command
 from job.contract.errors import BugError, DataError, GpuOutOfMemory, JobError, KilledError
 from job.contract.events import Event, Saved
 
@@ -110,6 +111,24 @@ def test_the_supervisors_own_signal_ends_the_child(start: Start, tmp_path: Path)
             start(f"{code}; time.sleep(60)")
     finally:
         signal.signal(signal.SIGTERM, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+
+
+def test_an_ending_that_does_not_unwind_takes_its_children_with_it(start: Start, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    deaf = f"signal.signal(signal.SIGTERM, signal.SIG_IGN); open({str(note)!r}, 'w').write(str(os.getpid()))"
+
+    def end() -> None:
+        while not (note.exists() and note.read_text()):
+            time.sleep(0.05)
+        end_running()
+
+    ender = threading.Thread(target=end)
+    ender.start()
+    with pytest.raises(KilledError, match="SIGKILL"):
+        start(f"{deaf}; time.sleep(60)")
+    ender.join()
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()), 0)
 

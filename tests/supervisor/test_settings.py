@@ -24,10 +24,11 @@ def test_again_needs_an_id_of_its_own() -> None:
         read_settings(["--again", "--run-id", "bot-1"], _REQUIRED)
 
 
+@pytest.mark.parametrize("name", ["FINETUNE_STALE_SECONDS", "FINETUNE_GRACE_SECONDS"])
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", ""])
-def test_an_interval_that_is_none_is_refused(value: str) -> None:
-    with pytest.raises(UsageError, match="FINETUNE_STALE_SECONDS"):
-        read_settings([], _REQUIRED | {"FINETUNE_STALE_SECONDS": value})
+def test_an_interval_that_is_none_is_refused(name: str, value: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        read_settings([], _REQUIRED | {name: value})
 
 
 def ends_with(flags: list[str]) -> int | str | None:

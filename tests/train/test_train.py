@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from job.children import run_child, train_command
-from job.contract.errors import BugError, GpuOutOfMemory
+from job.contract.errors import BugError, DataError, GpuOutOfMemory, InterruptedRun
 from job.contract.events import Evaluated, Event, Loaded, Sample, SampleText, Saved, Step, Trained
 from job.contract.model import canonical_bytes
 from job.contract.plan import Plan
@@ -23,10 +25,10 @@ from tests.tiny import make_tiny_model, tiny_config, tiny_plan, write_rows
 Train = Callable[[Plan, Scratch], list[Event]]
 
 
-def train(plan: Plan, scratch: Scratch) -> list[Event]:
-    """Runs the child to its end; its events, in order."""
+def train(plan: Plan, scratch: Scratch, events: list[Event] | None = None) -> list[Event]:
+    """Runs the child to its end; its events, in order, also in `events`."""
     scratch.plan.write_bytes(canonical_bytes(plan))
-    events: list[Event] = []
+    events = [] if events is None else events
     variables = environment(scratch.home, scratch.report, Path(plan.llama_cpp), plan.gpus, (), os.environ)
     variables["PYTHONPATH"] = str(Path(__file__).parents[2])
     run_child(
@@ -124,6 +126,43 @@ def test_ten_and_ten_resumed_steps_are_twenty_straight_ones_byte_for_byte(
     assert [step.step for step in of_kind(resumed, Step)] == list(range(11, 21))
     assert [step.loss for step in of_kind(resumed, Step)] == [step.loss for step in of_kind(events, Step)][10:]
     assert digest(scratch.adapter / "adapter_model.safetensors") == digest(before.adapter / "adapter_model.safetensors")
+
+
+class Planted:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._path,)
+
+
+def test_a_pickle_that_is_planted_in_a_checkpoint_does_not_run(
+    straight: tuple[Scratch, list[Event], str], base: Path, tmp_path: Path
+) -> None:
+    [saved] = of_kind(straight[1], Saved)
+    checkpoint = shutil.copytree(saved.directory, tmp_path / "checkpoint")
+    assert not list(checkpoint.glob("*.bin")), "pickles that nobody reads are not kept"
+    (checkpoint / "optimizer.pt").write_bytes(pickle.dumps(Planted(tmp_path / "ran")))
+    scratch = Scratch(tmp_path / "resumed")
+    plan = tiny_plan(scratch, base, tiny_config(base, {"max_steps": 20}))
+    with pytest.raises(DataError, match="more than tensors"):
+        train(plan.model_copy(update={"resume_from": str(checkpoint)}), scratch)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_training_that_is_asked_to_stop_leaves_a_checkpoint_and_no_adapter(base: Path, tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "scratch")
+    plan = tiny_plan(scratch, base, tiny_config(base, {"max_steps": 20})).model_copy(update={"stop": str(scratch.stop)})
+    scratch.stop.touch()
+    events: list[Event] = []
+    with pytest.raises(InterruptedRun, match="after step 1 of 20"):
+        train(plan, scratch, events)
+    [saved] = of_kind(events, Saved)
+    assert (saved.step, Path(saved.directory, "trainer_state.json").exists()) == (1, True)
+    assert not of_kind(events, Trained)
+    assert not scratch.adapter.exists()
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
