@@ -12,6 +12,7 @@ PYTHON := .venv/bin/python
 # Where the job finds llama.cpp's converter; prepared on first use.
 LLAMA_CPP = FINETUNE_LLAMA_CPP=$$(PYTHON=$(PYTHON) docker/llama-cpp.sh $(CACHE)); export FINETUNE_LLAMA_CPP;
 INSTALLED := .venv/.installed
+VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 # `finetune` against the cluster that `make cluster` started, else the one that kubectl would reach.
 SITE = [ ! -f build/cluster/environment ] || . build/cluster/environment; .venv/bin/finetune
 
@@ -19,7 +20,7 @@ SITE = [ ! -f build/cluster/environment ] || . build/cluster/environment; .venv/
 TRAIN := $(addprefix tests/,train export job demo)
 UNIT := $(filter-out $(TRAIN) tests/gpu_path tests/cluster,$(patsubst %/,%,$(wildcard tests/*/)))
 
-.PHONY: help install lint format test test-unit test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all gpu-smoke demo run cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule doctor llama-cpp config-docs bench clean
+.PHONY: help install lint format test test-unit test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all test-image gpu-smoke demo run image image-pin cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule doctor llama-cpp config-docs bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,9 @@ test-gpu-path-all: $(INSTALLED) ## the same, with bfloat16, answers, the merge, 
 gpu-smoke: $(INSTALLED) ## for whoever has a card: a small model through the whole job, then a report to send back
 	@$(LLAMA_CPP) FINETUNE_TEST_GPU=1 $(PYTHON) -m tests.gpu_path.smoke build/gpu-smoke
 
+test-image: $(INSTALLED) ## the image that `make image` built (IMAGE=name:tag); `make test` runs only what needs none
+	FINETUNE_TEST_IMAGE=$(or $(IMAGE),localhost/finetune-trainer:$(VERSION)) .venv/bin/pytest tests/image
+
 test-%: $(INSTALLED) ## one folder of tests/, such as test-storage
 	.venv/bin/pytest tests/$*
 
@@ -68,6 +72,12 @@ demo: $(INSTALLED) ## finetune a small real model from a real S3 server and let 
 run: $(INSTALLED) ## run any config as a pod would: make run CONFIG=examples/demo.yaml
 	@: $(or $(CONFIG),$(error say which: make run CONFIG=path/to/config.yaml))
 	@$(LLAMA_CPP) $(PYTHON) -m examples.demo --config "$(CONFIG)" $(if $(AGAIN),--again)
+
+image: ## build the trainer's image with docker, podman or buildah: TARGET=launcher, BASE_IMAGE=... (docs/image.md)
+	@docker/build.sh
+
+image-pin: ## resolve the digests of the bases anew, where a registry can be reached
+	@docker/pin.sh
 
 cluster: $(INSTALLED) ## a real Kubernetes on this machine, with S3; as root with a node, whose trainer is a stand-in
 	@$(PYTHON) -m examples.cluster up
