@@ -100,6 +100,8 @@ def fill(
         spec["suspend"] = True  # Kueue starts it, also when its webhook is down
     set_env(container, "FINETUNE_CONFIG", config_uri)
     set_env(container, "FINETUNE_IMAGE", container["image"])  # a spec that a pod freezes names it as a launch's does
+    grace = spec["template"]["spec"].get("terminationGracePeriodSeconds", 30)
+    set_env(container, "FINETUNE_GRACE_SECONDS", str(grace * 5 // 6))  # the rest is for telling how it ended
     resources = sizes(container, compute)
     container["resources"] = {"requests": resources, "limits": dict(resources)}
     size_scratch(spec["template"]["spec"], compute.scratch_gib)

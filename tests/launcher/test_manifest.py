@@ -110,3 +110,8 @@ def test_a_template_without_a_part_says_which(part: str, template: Manifest) -> 
         each["name"] = "other"
     with pytest.raises(ConfigError, match="trainer" if part == "containers" else "scratch"):
         build_job(template, submission())
+
+
+def test_the_job_knows_how_long_its_pod_has_to_save_itself(template: Manifest) -> None:
+    template["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 300
+    assert env_of(build_job(template, submission()), "FINETUNE_GRACE_SECONDS") == "250"

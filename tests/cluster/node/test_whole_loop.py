@@ -94,7 +94,7 @@ def test_promise_57_a_cancelled_pod_is_told_to_stop_and_leaves_no_result(bench: 
     keys, storage = RunKeys(run), open_storage(bench.root)
     outcome = storage.get(keys.attempt(1).outcome)
     assert outcome, "the pod had its grace period, and told how it ended"
-    assert json.loads(outcome[0])["code"] == 143
+    assert json.loads(outcome[0])["code"] == 75
     assert storage.head(keys.result) is None
     assert launcher.status(run).phase == "Cancelled"
 
