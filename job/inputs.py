@@ -2,17 +2,17 @@
 
 import glob
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from job.contract.config import Recipe, RunConfig, Uris
 from job.contract.documents import FrozenDataset, FrozenModel, FrozenObject, Spec
-from job.contract.errors import DataError, NoInputError
+from job.contract.errors import ConfigError, DataError, JobError, NoInputError, PermissionDenied, together
 from job.contract.keys import RunKeys, run_id_of
 from job.contract.model import canonical_bytes
 from job.storage import Progress, Stat, Storage, no_progress
@@ -21,6 +21,8 @@ from job.storage.transfer import download_all
 
 if TYPE_CHECKING:
     from job import hub
+
+T = TypeVar("T")
 
 _WILDCARD = re.compile(r"[*?[]")
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tbz2?|txz|7z|rar|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
@@ -51,6 +53,8 @@ class DatasetFiles:
 def freeze(config: RunConfig, image: str | None, code_version: str, again: int = 0) -> Spec:
     """The spec of a config: its inputs listed, and each pinned by tag, size and version as it is now.
 
+    What is wrong with several inputs is told at once.
+
     Raises:
         NoInputError: an input is missing, empty or archived.
         DataError: one is not taken: an archive, loader code, pickled weights, an unsafe key.
@@ -58,15 +62,27 @@ def freeze(config: RunConfig, image: str | None, code_version: str, again: int =
     """
     recipe = resolved(config.recipe)
     held_out = recipe.dataset.eval
+    problems: list[JobError] = []
+
+    def look(at: Callable[[], T]) -> T | None:
+        try:
+            return at()
+        except (NoInputError, DataError, ConfigError, PermissionDenied) as error:
+            problems.append(error)
+            return None
+
+    base = look(lambda: _frozen_model(recipe.base_model))
+    train = look(lambda: _frozen_rows(recipe.dataset.train))
+    rows = () if held_out is None or isinstance(held_out, float) else look(lambda: _frozen_rows(held_out))
+    template = look(lambda: _template_text(recipe.chat_template))
+    if base is None or train is None or rows is None or problems:
+        raise together(problems)
     return Spec(
         recipe=recipe,
         gpus=config.compute.gpus,
-        base_model=_frozen_model(recipe.base_model),
-        dataset=FrozenDataset(
-            train=_frozen_rows(recipe.dataset.train),
-            eval=() if held_out is None or isinstance(held_out, float) else _frozen_rows(held_out),
-        ),
-        chat_template=_template_text(recipe.chat_template),
+        base_model=base,
+        dataset=FrozenDataset(train=train, eval=rows),
+        chat_template=template,
         image=image,
         code_version=code_version,
         again=again,

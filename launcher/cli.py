@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -102,6 +103,19 @@ def cluster_flags(command: Callable[..., None]) -> Callable[..., None]:
     return with_access
 
 
+class Duration(click.ParamType[float]):
+    """Seconds, or as kubectl has it: `30m`, `1h30m`."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", str(value))
+        if not found or not any(found.groups()):
+            self.fail(f"{value!r} is no length of time such as 90, 30m or 2h", param, ctx)
+        hours, minutes, seconds = (float(each or 0) for each in found.groups())
+        return 3600 * hours + 60 * minutes + seconds
+
+
 output = click.option("-o", "output", type=click.Choice(["json", "yaml", "name", "wide"]), help="as kubectl's")
 again = click.option("--again", is_flag=True, help="a fresh run of a spec that was launched before")
 freeze = click.option(
@@ -111,15 +125,15 @@ freeze = click.option(
     show_default=True,
     help="who looks at the inputs and pins them; the pod, where the launcher may not read them",
 )
-timeout = click.option("--timeout", type=float, help="seconds to the end at the latest")
+timeout = click.option("--timeout", type=Duration(), help="to the end at the latest: 90, 30m, 2h")
 start_timeout = click.option(
-    "--start-timeout", type=float, help="seconds after which a run that cannot start is ended; queues do not count"
+    "--start-timeout", type=Duration(), help="after which a run that cannot start is ended; queues do not count"
 )
 
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@site_flags
+@cluster_flags
 def validate(config: Path, launcher: Launcher) -> None:
     """Check a config, its inputs and its rows; nothing is written."""
     run_id, rows = launcher.validate(config)

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from job.contract.config_file import parse_config
 from job.contract.documents import Spec
-from job.contract.errors import JobError, TakenError, UnavailableError
+from job.contract.errors import ConfigError, JobError, TakenError, UnavailableError, together
 from job.contract.keys import RunKeys, config_key, run_id_of
 from job.contract.model import canonical_bytes, differences, read_document, sha256_hex
 from job.inputs import anew, freeze, unfrozen
@@ -19,7 +19,17 @@ from job.storage import Storage
 from launcher.cluster import Cluster
 from launcher.evidence import Evidence
 from launcher.kube import Json, Lost
-from launcher.manifest import SPEC_SHA256, Manifest, Submission, build_job, env_of, image_of, set_env, trainer
+from launcher.manifest import (
+    SPEC_SHA256,
+    Manifest,
+    Submission,
+    build_job,
+    check_ceilings,
+    env_of,
+    image_of,
+    set_env,
+    trainer,
+)
 from launcher.runs import read_run
 
 _TRIES, _PAUSE_SECONDS = 5, 1.0
@@ -84,7 +94,17 @@ def prepare(
         JobError: the config or an input cannot be used, or the template does not allow it.
     """
     config = parse_config(config_bytes, source)
-    spec = (unfrozen if freeze_in_pod else freeze)(config, image_of(template), version("finetune"))
+    problems: list[JobError] = []
+    try:
+        check_ceilings(template, config.compute)
+    except ConfigError as error:
+        problems.append(error)
+    try:
+        spec = (unfrozen if freeze_in_pod else freeze)(config, image_of(template), version("finetune"))
+    except JobError as error:
+        raise together([*problems, error]) from error
+    if problems:
+        raise together(problems)
     if again:
         fresh = anew(spec, storage)
         spec = fresh.model_copy(update={"again": fresh.again - 1}) if resume else fresh

@@ -3,11 +3,12 @@
 import getpass
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job.contract.errors import ConfigError, NoInputError, UsageError
+from job.contract.errors import ConfigError, NoInputError, UnavailableError, UsageError
 
 # All else is imported by the verb that needs it: `finetune --help` and completion answer at once.
 if TYPE_CHECKING:
@@ -106,10 +107,15 @@ class Launcher:
         return launching.prepare(_read(config), str(config), *given)
 
     def validate(self, config: Path) -> "tuple[str, Rows]":
-        """Checks a config, its inputs and every row, as the job would; the run id, and what the rows are."""
-        from launcher.validating import check_rows
+        """Checks a config, its inputs and every row, as the job would, and where there is a cluster the right to launch.
+
+        The run id, and what the rows are.
+        """
+        from launcher.validating import check_right, check_rows
 
         prepared = self.prepare(config)
+        with suppress(UsageError, UnavailableError):  # a config can be checked far from any cluster
+            check_right(self.cluster)
         return prepared.run_id, check_rows(prepared.spec)
 
     def try_out(self, prepared: "Prepared") -> bool:

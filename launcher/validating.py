@@ -4,19 +4,27 @@ import tempfile
 from pathlib import Path
 
 from job.contract.documents import Spec
+from job.contract.errors import PermissionDenied
 from job.dataset.prepared import Prepared
 from job.dataset.preparing import prepare
 from job.dataset.tokenizer import load_tokenizer
 from job.inputs import fetch_base_model, fetch_dataset
-from job.storage import Progress, no_progress
+from launcher.cluster import Cluster
 
 
-def check_rows(spec: Spec, progress: Progress = no_progress) -> Prepared:
+def check_right(cluster: Cluster) -> None:
+    """Raises `PermissionDenied` where this user may not launch."""
+    if not cluster.may("create", "jobs", "batch"):
+        raise PermissionDenied(
+            f"you may not create jobs.batch in the namespace {cluster.namespace}", "Ask for the role finetune-launcher."
+        )
+
+
+def check_rows(spec: Spec) -> Prepared:
     """Reads, renders, tokenizes and masks every row as the job would, and keeps nothing.
 
     Args:
         spec: a frozen one. Of its base model all but the weights is fetched, and of its dataset everything.
-        progress: is told of bytes that arrive.
 
     Raises:
         DataError, NoInputError, ConfigError: an input that cannot be used, with the reason.
@@ -25,12 +33,12 @@ def check_rows(spec: Spec, progress: Progress = no_progress) -> Prepared:
     light = tuple(file for file in spec.base_model.files if not file.uri.endswith(".safetensors"))
     spec = spec.model_copy(update={"base_model": spec.base_model.model_copy(update={"files": light})})
     with tempfile.TemporaryDirectory(prefix="finetune-validate-") as directory:
-        base = fetch_base_model(spec, Path(directory, "base"), progress)
+        base = fetch_base_model(spec, Path(directory, "base"))
         template = recipe.chat_template
         if spec.chat_template is not None:
             template = str(Path(directory, "template.jinja"))
             Path(template).write_text(spec.chat_template, "utf-8")
         tokenizer = load_tokenizer(base, template, recipe.chat_template_date)
-        files = fetch_dataset(spec, Path(directory, "dataset"), progress)
+        files = fetch_dataset(spec, Path(directory, "dataset"))
         held_out = files.eval or (recipe.dataset.eval if isinstance(recipe.dataset.eval, float) else None)
         return prepare(files.train, held_out, recipe, tokenizer, None, gpus=spec.gpus, name_of=files.name_of)

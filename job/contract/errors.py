@@ -17,6 +17,8 @@ JobError                what, and what to do about it; ``code`` is the process's
 └── KilledError   128 + n   a child was ended by signal n
 """
 
+from collections.abc import Sequence
+
 from job.contract.exits import Exit
 
 
@@ -34,6 +36,15 @@ class JobError(Exception):
         super().__init__(message)
         self.message = message
         self.resolution = resolution
+
+
+def together(problems: Sequence[JobError]) -> JobError:
+    """Several problems told at once, as an error of the first one's kind."""
+    first, *others = problems
+    if not others:
+        return first
+    told = "".join(f"\n- {each.message}. {each.resolution}".rstrip() for each in problems)
+    return type(first)(f"{len(problems)} problems:{told}")
 
 
 class UsageError(JobError):

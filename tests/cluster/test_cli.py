@@ -135,6 +135,29 @@ def test_a_status_in_yaml_is_the_one_in_json(terminal: Terminal, config_file: Pa
     assert told[0].stdout.startswith("schema_version: 1\n")
 
 
+def test_what_is_wrong_with_several_inputs_is_told_at_once(terminal: Terminal, config_file: Path) -> None:
+    config = json.loads(config_file.read_text())
+    config |= {"base_model": "/nowhere/base", "compute": {"gpus": 0, "max_hours": 1000}}
+    config["dataset"]["train"] = "/nowhere/rows.jsonl"
+    config_file.write_text(json.dumps(config))
+    refused = terminal.run("validate", str(config_file))
+    assert refused.returncode == 78
+    for words in ("/nowhere/base", "/nowhere/rows.jsonl", "compute.max_hours"):
+        assert words in refused.stderr
+
+
+def test_who_may_not_launch_is_told_by_validate(terminal: Terminal, config_file: Path) -> None:
+    refused = terminal.run("validate", str(config_file), "--as", "nobody")
+    assert (refused.returncode, "jobs.batch" in refused.stderr) == (77, True), refused.stderr
+
+
+def test_a_timeout_is_written_as_kubectls(terminal: Terminal) -> None:
+    wrong = terminal.run("wait", "bot-0123456789", "--timeout", "soon")
+    assert (wrong.returncode, "30m" in wrong.stderr) == (64, True)
+    unknown = terminal.run("wait", "bot-0123456789", "--timeout", "1h30m")
+    assert unknown.returncode == 78
+
+
 def test_validate_counts_the_rows_and_names_the_line_of_a_bad_one(
     terminal: Terminal, config_file: Path, tmp_path: Path
 ) -> None:
