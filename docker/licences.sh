@@ -21,4 +21,3 @@ uv pip install --quiet --python /licences --require-hashes --requirement /requir
   grep --recursive --files-with-matches --include '*.py' --extended-regexp \
     'SPDX-License-Identifier: .*(AGPL|Affero)|GNU Affero General Public License as published' /opt/venv/lib | sort || true
 } >"$out/licences.txt"
-find "$out" -exec touch --no-dereference --date=@0 {} +

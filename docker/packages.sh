@@ -31,5 +31,3 @@ for name in bitsandbytes cusparselt nvidia torch triton xformers; do
   mkdir -p "/opt/cuda/${packages#/opt/venv/}"
   mv "$packages/$name" "/opt/cuda/${packages#/opt/venv/}"
 done
-mkdir -p /opt/cuda
-find /opt/cuda /opt/python /opt/venv -exec touch --no-dereference --date=@0 {} + # the same files are the same layer
