@@ -18,6 +18,15 @@ _HERE = Path(__file__).parent
 _READY_SECONDS = 90
 _PAUSE = "localhost/pause:1"
 _CGROUPS = Path("/sys/fs/cgroup")
+_PROBE = """
+mount -t tmpfs probe /mnt
+ip link add ft-probe{number} type bridge
+ip link delete ft-probe{number}
+groups=/sys/fs/cgroup
+[ ! -d $groups/memory ] || groups=$groups/memory
+mkdir $groups/ft-probe{number}
+rmdir $groups/ft-probe{number}
+"""
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,11 @@ def missing() -> str | None:
     lacking = [package for tool, package in tools.items() if not shutil.which(tool)]
     if lacking:
         return f"apt-get install {' '.join(lacking)}"
-    probe = subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
-    return None if probe.returncode == 0 else "the right to make namespaces (a container has to be privileged)"
+    probe = ["unshare", "--mount", "--pid", "--fork", "sh", "-ec", _PROBE.format(number=os.getpid())]
+    allowed = subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    return (
+        None if allowed else "the right to namespaces, mounts, bridges and cgroups (a container has to be privileged)"
+    )
 
 
 @contextmanager
