@@ -25,16 +25,19 @@ def main(argv: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     import structlog
 
+    from job.logs import choose_renderer, configure
+
+    buffer = configure(choose_renderer())
+    log = structlog.get_logger()
+    log.info("start", config=settings.config)  # before what takes seconds to import on a slow machine
+
     from job import supervisor
     from job.children import end_running
     from job.interruption import Interruption, ToldToStop
-    from job.logs import choose_renderer, configure
     from job.outcome import outcome_of, write_termination_message
     from job.stages import Stages
 
     stages = Stages()
-    buffer = configure(choose_renderer())
-    log = structlog.get_logger()
     ended_by: BaseException | None = None
 
     def give_up(why: str) -> NoReturn:

@@ -15,6 +15,7 @@ from job.contract.documents import Claim, Lease, Outcome
 from job.contract.errors import FencedError, JobError, TakenError
 from job.contract.keys import AttemptKeys
 from job.contract.model import canonical_bytes, read_document
+from job.ledger import assert_bounded
 from job.logs import LogBuffer
 from job.outcome import outcome_of
 from job.run import Run
@@ -40,12 +41,14 @@ def claim(run: Run, settings: Settings, now: datetime) -> int:
 
     Raises:
         TakenError: while another Job's attempt lives.
+        BugError: our Job has had enough attempts.
     """
     ours = Claim(attempt=1, spec_sha256=run.spec_sha256, owner=uuid.uuid4().hex, **asdict(settings.site))
     while True:
         number = _newest(run, ours.attempt)
         if number:
             _wait_until_over(run, number, settings, now)
+            assert_bounded(run, number, settings)
         ours = ours.model_copy(update={"attempt": number + 1})
         if run.storage.put_if_absent(run.keys.attempt(number + 1).claim, canonical_bytes(ours)):
             return number + 1

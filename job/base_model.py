@@ -5,6 +5,7 @@ there twice, and links that lead out of the directory. The chat template is chec
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,12 +15,13 @@ import pydantic
 
 from job.contract.config import Recipe
 from job.contract.errors import ConfigError, DataError, NoInputError
-from job.weights import PICKLE_SUFFIXES, Tensor, complete_set, read_tensors, some
+from job.weights import PICKLE_SUFFIXES, Tensor, check_set, complete_set, read_tensors, some
 
 CONFIG = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_TRAINABLE_QUANTIZATION = "bitsandbytes"
 _MAX_JSON_BYTES = 16 * 1024**2
 _BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
 _LICENCE = re.compile(r"^(license|license_name):[ \t]*[\"']?([\w.+-]+)", re.MULTILINE)
@@ -67,6 +69,13 @@ class _Config(pydantic.BaseModel):
     max_position_embeddings: int | None = pydantic.Field(default=None, ge=1)
     quantization_config: dict[str, Any] | None = None
 
+    @property
+    def quantized_by(self) -> str | None:
+        """The method by which its weights are quantized; None of 16-bit ones."""
+        if self.quantization_config is None:
+            return None
+        return str(self.quantization_config.get("quant_method", "an unnamed method"))
+
 
 def inspect(directory: Path, recipe: Recipe) -> BaseModel:
     """The facts of the base model in `directory`, once it is seen to be whole, safe and fit for the recipe.
@@ -93,7 +102,7 @@ def inspect(directory: Path, recipe: Recipe) -> BaseModel:
         parameters=sum(tensor.elements for tensor in tensors.values()),
         weight_bytes=sum((directory / shard).stat().st_size for shard in complete_set(directory)),
         modules=_linear_modules(tensors),
-        quantized=config.quantization_config is not None,
+        quantized=config.quantized_by is not None,
         licence=licence,
         licence_name=licence_name,
         ignored=tuple(name for name in files if PurePath(name).suffix in PICKLE_SUFFIXES),
@@ -101,6 +110,26 @@ def inspect(directory: Path, recipe: Recipe) -> BaseModel:
     _check_precision(model, config, recipe)
     _check_recipe(model, recipe)
     return model
+
+
+def check_before_weights(names: Collection[str], directory: Path) -> None:
+    """Refuse a base model that no recipe could be trained on, as far as that is seen without its weights.
+
+    Args:
+        names: of all its files.
+        directory: holds those that are no weights.
+
+    Raises:
+        NoInputError, DataError: as `inspect`.
+    """
+    _check_names(names)
+    method = _read_config(directory).quantized_by
+    if method not in (None, _TRAINABLE_QUANTIZATION):
+        raise DataError(
+            f"the base model is quantized ({method}), and only {_TRAINABLE_QUANTIZATION} can be trained on",
+            "Take the 16-bit weights of this model.",
+        )
+    check_set(names, directory)
 
 
 def _safe_files(directory: Path) -> tuple[str, ...]:
@@ -116,6 +145,12 @@ def _safe_files(directory: Path) -> tuple[str, ...]:
                 "Copy the model with its links followed: cp -rL.",
             )
     files = tuple(str(path.relative_to(directory)) for path in paths if path.is_file())
+    _check_names(files)
+    return files
+
+
+def _check_names(files: Collection[str]) -> None:
+    """Refuse code and adapters, and what lacks a tokenizer or its config.json."""
     if code := [name for name in files if name.endswith(".py")]:
         raise DataError(
             f"the base model brings code of its own ({some(code)}), which is never run",
@@ -131,7 +166,6 @@ def _safe_files(directory: Path) -> tuple[str, ...]:
             f"the base model has no {' and no '.join(missing)}",
             "Take a directory as save_pretrained of model and tokenizer writes it.",
         )
-    return files
 
 
 def _read_config(directory: Path) -> _Config:
@@ -194,7 +228,7 @@ def _main_dtype(tensors: dict[str, Tensor]) -> str:
 
 def _check_precision(model: BaseModel, config: _Config, recipe: Recipe) -> None:
     """16-bit weights, or bitsandbytes' 4 bits where nothing is merged: a merge reads the 16-bit weights again."""
-    method = (config.quantization_config or {}).get("quant_method", "an unnamed method")
+    method = config.quantized_by
     if not model.quantized:
         if model.dtype not in _DTYPES.values():
             raise DataError(f"the base model's weights are {model.dtype}", "Take the 16-bit weights of this model.")
@@ -203,9 +237,9 @@ def _check_precision(model: BaseModel, config: _Config, recipe: Recipe) -> None:
             f"the base model is quantized ({method}), and a merged model or GGUF is made from 16-bit weights",
             "Take the 16-bit weights of this model: with load_in_4bit they are quantized as they are loaded.",
         )
-    elif method != "bitsandbytes" or not recipe.load_in_4bit:
+    elif method != _TRAINABLE_QUANTIZATION or not recipe.load_in_4bit:
         raise DataError(
-            f"the base model is quantized ({method}), and only bitsandbytes with load_in_4bit can be trained on",
+            f"the base model is quantized ({method}), and only {_TRAINABLE_QUANTIZATION} with load_in_4bit can be trained on",
             "Take the 16-bit weights of this model.",
         )
 

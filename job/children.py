@@ -14,11 +14,15 @@ from pathlib import Path
 
 import pydantic
 
-from job.contract.errors import ERROR_BY_CODE, BugError, JobError, KilledError
+from job.child_ending import ending
+from job.contract.errors import BugError
 from job.contract.events import Event, Failed, parse_event
+from job.machine import read_memory_use
+from job.watchdog import Watchdog
 
 _GRACE_SECONDS = 35  # between asking a child to end and ending it: torchrun gives its own workers 30
 _AFTER_SECONDS = 10  # how long a process that a child left behind is listened to
+_LONGEST_TURN_SECONDS = 1  # of listening; what is beyond it was something else, such as an upload or a frozen pod
 _LONGEST_LINE = 1 << 20  # bytes; a bar that is drawn over and over has no line end
 _LAST_WORDS = 8  # lines that a crash is told with
 _HURRIED_SECONDS = 3
@@ -45,6 +49,7 @@ def run_child(
     events: Path,
     on_event: Callable[[Event], None],
     on_line: Callable[[str], None],
+    watchdog: Watchdog | None = None,
 ) -> None:
     """Runs a child to its end.
 
@@ -55,10 +60,13 @@ def run_child(
         events: where its pipe is made.
         on_event: gets each event, in order.
         on_line: gets each line that it prints.
+        watchdog: ends it when it hangs; None: it may.
 
     Raises:
         JobError: the kind that its exit code names, with the child's own words.
+        DeviceError: it hung.
     """
+    watchdog = watchdog or Watchdog(math.inf)
     last_words: deque[str] = deque(maxlen=_LAST_WORDS)
     failed: list[Failed] = []
 
@@ -71,17 +79,19 @@ def run_child(
             failed.append(event)
         else:
             on_event(event)
+        watchdog.hear(event)
 
     def read(line: str) -> None:
         last_words.append(line)
         on_line(line)
 
+    memory = read_memory_use()
     with _pipe(events) as pipe, _process(command, environment, directory) as process:
         assert process.stdout is not None
-        _listen(process, {pipe: hear, process.stdout.fileno(): read})
+        _listen(process, {pipe: hear, process.stdout.fileno(): read}, watchdog)
         code = process.wait()
     if code:
-        raise _ending(Path(command[2]).name, code, failed, list(last_words))
+        raise ending(Path(command[2]).name, code, failed, last_words, memory, read_memory_use())
 
 
 @contextlib.contextmanager
@@ -125,9 +135,11 @@ def _process(
 
 def _end(process: subprocess.Popen[bytes], seconds: float) -> None:
     """Ends a child and all that it started: asked first, since torchrun's workers are in groups of their own."""
-    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+    # One that is stopped hears nothing before it goes on, but for the last of these.
+    for signals in ((signal.SIGTERM, signal.SIGCONT), (signal.SIGKILL,)):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal_number)
+            for signal_number in signals:
+                os.killpg(process.pid, signal_number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
 
@@ -138,10 +150,11 @@ def end_running() -> None:
         _end(process, _HURRIED_SECONDS)
 
 
-def _listen(process: subprocess.Popen[bytes], listeners: dict[int, Callable[[str], None]]) -> None:
+def _listen(process: subprocess.Popen[bytes], listeners: dict[int, Callable[[str], None]], watchdog: Watchdog) -> None:
     """Hands each line of each descriptor on until the process has ended and all it wrote is read."""
     rest = dict.fromkeys(listeners, b"")
     deadline = math.inf
+    turn = time.monotonic()
     with selectors.DefaultSelector() as selector:
         for descriptor in listeners:
             selector.register(descriptor, selectors.EVENT_READ)
@@ -149,9 +162,13 @@ def _listen(process: subprocess.Popen[bytes], listeners: dict[int, Callable[[str
             ended = process.poll() is not None
             if ended and deadline == math.inf:
                 deadline = time.monotonic() + _AFTER_SECONDS
+            turn, before = time.monotonic(), turn
+            if not ended:
+                watchdog.wait(process.pid, min(turn - before, _LONGEST_TURN_SECONDS))
             ready = selector.select(0 if ended else 0.2)
             for key, _ in ready:
                 data = os.read(key.fd, 65536)
+                watchdog.printed()
                 if not data:
                     selector.unregister(key.fd)
                 *lines, rest[key.fd] = (rest[key.fd] + data).split(b"\n")
@@ -166,16 +183,3 @@ def _listen(process: subprocess.Popen[bytes], listeners: dict[int, Callable[[str
     for descriptor, data in rest.items():
         if text := data.decode("utf-8", "replace").strip():  # what a native crash says last has no line end
             listeners[descriptor](text)
-
-
-def _ending(name: str, code: int, failed: list[Failed], last_words: list[str]) -> JobError:
-    """What a child's code and words mean. The first failure counts: the other ranks only follow it."""
-    if failed:
-        first = failed[0]
-        return ERROR_BY_CODE.get(first.code, BugError)(first.message, first.resolution)
-    said = "\n".join(last_words)
-    if code < 0:
-        ended_by = signal.Signals(-code).name
-        hint = "Raise compute.memory_gib if the kernel ran out of memory." if -code == signal.SIGKILL else ""
-        return KilledError(f"{name} was ended by {ended_by}. It said last:\n{said}", hint, -code)
-    return BugError(f"{name} ended with code {code} and told nothing. It said last:\n{said}")

@@ -8,6 +8,7 @@ import structlog
 from job.contract.documents import TrainSummary
 from job.contract.errors import BugError
 from job.contract.events import (
+    Alive,
     Evaluated,
     Event,
     Exported,
@@ -109,12 +110,12 @@ class Heard:
 
     def _log(self, event: Event) -> None:
         facts = event.model_dump(exclude={"event", "schema_version"})
-        if isinstance(event, SampleText):
-            log.debug("answer text", **facts)
+        if isinstance(event, SampleText | Alive):
+            log.debug(_NAMES.get(type(event), event.event), **facts)
         elif isinstance(event, Trained):
             log.info("trained", **facts["summary"])
         else:
             log.info(_NAMES.get(type(event), event.event), **facts)
 
 
-_NAMES = {Saved: "checkpoint", Sample: "answer", Loaded: "base model loaded"}
+_NAMES = {Saved: "checkpoint", Sample: "answer", SampleText: "answer text", Loaded: "base model loaded"}

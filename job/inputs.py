@@ -71,7 +71,7 @@ def freeze(config: RunConfig, image: str | None, code_version: str, again: int =
             problems.append(error)
             return None
 
-    base = look(lambda: _frozen_model(recipe.base_model))
+    base = look(lambda: frozen_model(recipe.base_model))
     train = look(lambda: _frozen_rows(recipe.dataset.train))
     rows = () if held_out is None or isinstance(held_out, float) else look(lambda: _frozen_rows(held_out))
     template = look(lambda: _template_text(recipe.chat_template))
@@ -87,6 +87,46 @@ def freeze(config: RunConfig, image: str | None, code_version: str, again: int =
         code_version=code_version,
         again=again,
     )
+
+
+def frozen_model(uri: str) -> FrozenModel:
+    """A base model as it is now, in a store, a directory or a hub: of its files those that are read.
+
+    Raises:
+        NoInputError: there is none, or not the whole of it: config.json is what is put there last.
+        DataError: its weights are pickled.
+        ConfigError, PermissionDenied, UnavailableError: as its store says.
+    """
+    commit, files = _tree(uri, "model")
+    kept = tuple(file for path, file in files.items() if is_of_model(path))
+    if not any(map(is_weights, kept)):
+        if any(_PICKLED.search(path) for path in files):
+            raise DataError(
+                f"the base model {uri} has pickled weights only, and loading those can run any code",
+                "Convert it where you trust it: save_pretrained writes safetensors.",
+            )
+        raise NoInputError(f"the base model {uri} has no safetensors", "Name a prefix or directory that holds a model.")
+    if "config.json" not in files:
+        raise NoInputError(
+            f"the base model {uri} has no config.json",
+            "If it is still being copied there, wait for the end; if that was cut, start the copy again.",
+        )
+    return FrozenModel(uri=uri, commit=commit, files=kept)
+
+
+def is_of_model(name: str) -> bool:
+    """Whether a file below a base model's URI is read as part of it."""
+    return is_visible(name) and bool(_MODEL.match(name))
+
+
+def is_weights(file: FrozenObject) -> bool:
+    """Whether a file of a base model holds weights."""
+    return file.uri.endswith(".safetensors")
+
+
+def file_name(file: FrozenObject) -> str:
+    """The name of a base model's file in its directory."""
+    return PurePosixPath(file.uri).name
 
 
 def unfrozen(config: RunConfig, image: str | None, code_version: str) -> Spec:
@@ -148,7 +188,7 @@ def download_bytes(spec: Spec) -> tuple[int, int, int]:
     return (
         sum(file.size for file in base if not _is_local(file.uri)),
         sum(file.size for file in rows if not _is_local(file.uri)),
-        sum(file.size for file in base if file.uri.endswith(".safetensors")),
+        sum(file.size for file in base if is_weights(file)),
     )
 
 
@@ -158,9 +198,18 @@ def fetch_base_model(spec: Spec, directory: Path, progress: Progress = no_progre
     Raises:
         DataError: a file has changed since it was frozen, or arrived damaged.
     """
-    paths = [directory / PurePosixPath(file.uri).name for file in spec.base_model.files]
-    there = _fetch(spec.base_model.files, paths, "model", progress)
-    return there[0].parent
+    return fetch_model_files(spec.base_model.files, directory, progress)[0].parent
+
+
+def fetch_model_files(
+    files: Sequence[FrozenObject], directory: Path, progress: Progress = no_progress
+) -> Sequence[Path]:
+    """Where some files of a base model are: in `directory`, fetched; local ones where they were, unchanged.
+
+    Raises:
+        DataError: a file has changed since it was frozen, or arrived damaged.
+    """
+    return _fetch(files, [directory / file_name(file) for file in files], "model", progress)
 
 
 def fetch_dataset(spec: Spec, directory: Path, progress: Progress = no_progress) -> DatasetFiles:
@@ -192,19 +241,6 @@ def _absolute_path(uri: str) -> str:
 
 def _is_local(uri: str) -> bool:
     return "://" not in uri
-
-
-def _frozen_model(uri: str) -> FrozenModel:
-    commit, files = _tree(uri, "model")
-    kept = tuple(file for path, file in files.items() if _MODEL.match(path))
-    if any(file.uri.endswith(".safetensors") for file in kept):
-        return FrozenModel(uri=uri, commit=commit, files=kept)
-    if any(_PICKLED.search(path) for path in files):
-        raise DataError(
-            f"the base model {uri} has pickled weights only, and loading those can run any code",
-            "Convert it where you trust it: save_pretrained writes safetensors.",
-        )
-    raise NoInputError(f"the base model {uri} has no safetensors", "Name a prefix or directory that holds a model.")
 
 
 def _frozen_rows(reference: Uris) -> tuple[FrozenObject, ...]:

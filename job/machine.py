@@ -17,6 +17,7 @@ GIB = 1024**3
 _CGROUP = Path("/sys/fs/cgroup")
 _NOMINAL = 0.05  # a machine of 16 GiB has 15.6
 _SHM_BYTES = GIB  # what NCCL's guide asks containers for; their default is 64 MiB
+_UNLIMITED = 1 << 62  # version 1 says the largest number that it has
 _SKEW_SECONDS = 60
 _HEADERS = Path(sysconfig.get_paths("posix_prefix")["include"])  # as triton/runtime/build.py looks for them
 
@@ -44,14 +45,42 @@ class Machine:
 
 def read_machine(cgroup: Path = _CGROUP, shm: Path = Path("/dev/shm")) -> Machine:
     """This machine, and the limits of the control group that a container sees as its root."""
-    memory = _first(cgroup / "memory.max", cgroup / "memory/memory.limit_in_bytes")
     return Machine(
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        memory_limit=int(memory) if memory not in ("", "max") else None,
+        memory_limit=_memory_limit(cgroup),
         cpus=len(os.sched_getaffinity(0)),
         cpu_limit=_cpu_limit(cgroup),
         shm_bytes=shutil.disk_usage(shm).total if shm.is_dir() else 0,
     )
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """What the control group has counted since it was made."""
+
+    oom_kills: int | None
+    """Processes that the kernel killed for memory; None where it is not told."""
+    limit: int | None
+    """In bytes; None: as much as there is."""
+    peak: int | None
+    """The most that was used at a time, in bytes; None where it is not told."""
+
+
+def read_memory_use(cgroup: Path = _CGROUP) -> MemoryUse:
+    """The memory of the control group that a container sees as its root."""
+    events = _first(cgroup / "memory.events", cgroup / "memory/memory.oom_control")
+    counted = dict(line.split() for line in events.splitlines())
+    peak = _first(cgroup / "memory.peak", cgroup / "memory/memory.max_usage_in_bytes")
+    return MemoryUse(
+        oom_kills=int(counted["oom_kill"]) if "oom_kill" in counted else None,
+        limit=_memory_limit(cgroup),
+        peak=int(peak) if peak else None,
+    )
+
+
+def _memory_limit(cgroup: Path) -> int | None:
+    limit = _first(cgroup / "memory.max", cgroup / "memory/memory.limit_in_bytes")
+    return None if limit in ("", "max") or int(limit) >= _UNLIMITED else int(limit)
 
 
 def _cpu_limit(cgroup: Path) -> float | None:

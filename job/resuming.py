@@ -1,4 +1,4 @@
-"""What an attempt goes on from: an adapter that an earlier one published, else the newest checkpoint that holds."""
+"""What earlier attempts left: an adapter that one published, else the newest checkpoint that holds; and what to clear."""
 
 import fnmatch
 import hashlib
@@ -10,7 +10,7 @@ import structlog
 
 from job.attempt import Attempt
 from job.contract.documents import Artifact, Checkpoint, Fingerprint, Published
-from job.contract.errors import DataError, NoInputError
+from job.contract.errors import DataError, JobError, NoInputError
 from job.contract.model import differences, read_document
 from job.run import stands
 from job.storage import Storage
@@ -47,6 +47,18 @@ def published_adapter(attempt: Attempt, into: Path) -> Published | None:
         log.info("training is done", from_attempt=number, steps=published.train.steps)
         return published
     return None
+
+
+def end_uploads(attempt: Attempt) -> None:
+    """Ends the uploads that earlier attempts of this run were killed in. A store that refuses is no reason to stop."""
+    ended = 0
+    try:
+        for number in range(1, attempt.number):
+            ended += attempt.run.storage.end_uploads(attempt.run.keys.attempt(number).prefix)
+    except JobError as error:
+        log.warning("unfinished uploads of earlier attempts were not ended", why=error.message)
+    if ended:
+        log.info("unfinished uploads of earlier attempts were ended", count=ended)
 
 
 def newest_checkpoint(attempt: Attempt, fingerprint: Fingerprint, into: Path) -> Path | None:

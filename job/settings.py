@@ -51,6 +51,12 @@ class Settings:
     """An attempt whose heartbeat is older than this has died."""
     grace_seconds: float
     """From SIGTERM to the end at the latest; less than what Kubernetes gives, so that the ending is still told."""
+    watchdog_seconds: float
+    """A child that gives no sign of life for so long hangs; steps that take long get more."""
+    max_attempts: int
+    """Of one Job, evictions included."""
+    max_idle_attempts: int
+    """Of one Job that end by themselves, one after the other, without progress."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,6 +110,12 @@ def read_settings(argv: Sequence[str], environment: Mapping[str, str] = os.envir
             raise UsageError(f"{name}={environment[name]} is not a number of seconds above 0")
         return number
 
+    def count(name: str, default: int, least: int = 1) -> int:
+        text = environment.get(name, str(default))
+        if not text.isdecimal() or int(text) < least:
+            raise UsageError(f"{name}={text} is not a whole number from {least} on")
+        return int(text)
+
     run_id = value("run_id")
     if run_id and not is_run_id(run_id):
         raise UsageError(f"the run id {run_id!r} is not one", "Use lower case letters, digits and dashes, at most 63.")
@@ -118,7 +130,7 @@ def read_settings(argv: Sequence[str], environment: Mapping[str, str] = os.envir
         llama_cpp=Path(value("llama_cpp", "/opt/llama.cpp") or "").absolute(),
         check=flags.check,
         again=flags.again,
-        ordinal=_ordinal(environment.get("FINETUNE_AGAIN", "0")),
+        ordinal=count("FINETUNE_AGAIN", 0, least=0),
         site=Site(
             site=environment.get("FINETUNE_SITE"),
             namespace=environment.get("FINETUNE_NAMESPACE"),
@@ -131,10 +143,7 @@ def read_settings(argv: Sequence[str], environment: Mapping[str, str] = os.envir
         heartbeat_seconds=seconds("FINETUNE_HEARTBEAT_SECONDS", 30),
         stale_seconds=seconds("FINETUNE_STALE_SECONDS", STALE_SECONDS),
         grace_seconds=seconds("FINETUNE_GRACE_SECONDS", _GRACE_SECONDS),
+        watchdog_seconds=seconds("FINETUNE_WATCHDOG_SECONDS", 600),
+        max_attempts=count("FINETUNE_MAX_ATTEMPTS", 20),
+        max_idle_attempts=count("FINETUNE_MAX_IDLE_ATTEMPTS", 3),
     )
-
-
-def _ordinal(text: str) -> int:
-    if not text.isdecimal():
-        raise UsageError(f"FINETUNE_AGAIN={text} is not a whole number")
-    return int(text)

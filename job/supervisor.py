@@ -24,7 +24,7 @@ from job.preflight import check_machine, check_trackers
 from job.preparation import prepare_inputs, write_plan
 from job.publishing import publish_directory
 from job.report import RunFacts, write_report
-from job.resuming import newest_checkpoint, published_adapter
+from job.resuming import end_uploads, newest_checkpoint, published_adapter
 from job.run import Run, finish, finished, identify, put_result, put_spec
 from job.scratch import Scratch
 from job.settings import Settings
@@ -32,6 +32,7 @@ from job.stages import Stages
 from job.storage.canary import probe
 from job.storage.opening import locate, open_storage
 from job.training import fingerprint_of, train
+from job.watchdog import Watchdog
 
 log = structlog.get_logger()
 
@@ -46,7 +47,6 @@ def run(settings: Settings, stages: Stages, buffer: LogBuffer, interruption: Int
         JobError: whatever ended it.
         ToldToStop: SIGTERM came where there was nothing to save.
     """
-    log.info("start", config=settings.config)
     config, config_bytes = read_config(settings.config)
     check_trackers(config.training.report_to, os.environ)
     this = identify(config, open_storage(settings.runs), settings)
@@ -105,7 +105,7 @@ def check(this: Run, scratch: Scratch, settings: Settings, stages: Stages) -> No
         with stages.enter("download"):
             scratch.prepare()
             plan = write_plan(this, prepare_inputs(this.spec, scratch), scratch, settings.llama_cpp)
-            prove_convertible(plan, scratch, Heard(stages), child_environment(this, scratch, settings))
+            export(plan, scratch, Heard(stages), child_environment(this, scratch, settings), settings, "--check")
     finally:
         shutil.rmtree(scratch.root, ignore_errors=True)
     log.info("checked", would="train", then_export=this.spec.recipe.export.gguf, into=this.uri)
@@ -118,6 +118,7 @@ def execute(
     this, heard = attempt.run, Heard(stages)
     variables = child_environment(this, scratch, settings)
     with stages.enter("download"):
+        end_uploads(attempt)
         scratch.prepare()
         inputs = prepare_inputs(this.spec, scratch)
         checkpoint: Path | None = None
@@ -129,12 +130,10 @@ def execute(
         plan = write_plan(this, inputs, scratch, settings.llama_cpp, checkpoint)
     if published is None:
         with stages.enter("train"):
-            prove_convertible(plan, scratch, heard, variables)
+            export(plan, scratch, heard, variables, settings, "--check")
             published = train(attempt, plan, inputs, scratch, variables, settings, heard, interruption)
     with stages.enter("export"):
-        if exports(plan):
-            command = export_command(scratch.plan)
-            run_child(command, variables, scratch.work, scratch.events, heard.hear, heard.said)
+        export(plan, scratch, heard, variables, settings)
     with stages.enter("publish"):
         gguf = publish_directory(attempt, "gguf", scratch.gguf)
         merged = publish_directory(attempt, "merged", scratch.merged)
@@ -177,17 +176,18 @@ def child_environment(this: Run, scratch: Scratch, settings: Settings) -> dict[s
     return environment(scratch.home, scratch.report, settings.llama_cpp, this.spec.gpus, report_to, os.environ)
 
 
-def exports(plan: Plan) -> bool:
-    """Whether the config asks for more than the adapter."""
-    export = plan.recipe.export
-    return bool(export.gguf or export.lora_gguf or export.merged)
+def export(
+    plan: Plan, scratch: Scratch, heard: Heard, variables: Mapping[str, str], settings: Settings, *flags: str
+) -> None:
+    """The export child, where the config asks for more than the adapter.
 
-
-def prove_convertible(plan: Plan, scratch: Scratch, heard: Heard, variables: Mapping[str, str]) -> None:
-    """A one-layer model goes through the export, so that a GGUF that cannot be made is known before step 1."""
-    if exports(plan):
-        command = export_command(scratch.plan, "--check")
-        run_child(command, variables, scratch.work, scratch.events, heard.hear, heard.said)
+    With `--check` a one-layer model goes through it, so that a GGUF that cannot be made is known before step 1.
+    """
+    asked = plan.recipe.export
+    if asked.gguf or asked.lora_gguf or asked.merged:
+        command = export_command(scratch.plan, *flags)
+        watchdog = Watchdog(settings.watchdog_seconds, counts_work=True)
+        run_child(command, variables, scratch.work, scratch.events, heard.hear, heard.said, watchdog)
 
 
 def keep_rejects(attempt: Attempt, scratch: Scratch) -> None:

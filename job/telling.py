@@ -4,8 +4,10 @@ Imports nothing of the training stack, so that a child which cannot even import 
 """
 
 import errno
+import faulthandler
 import os
 import pickle
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -53,6 +55,7 @@ def run_child(work: Callable[[Plan, Teller], None], argv: Sequence[str]) -> int:
     Returns:
         0, or the code of the error that ended it, which is told first and whose traceback goes to stderr.
     """
+    faulthandler.register(signal.SIGUSR1, file=2)  # asked by the supervisor when nothing is heard for long
     [path] = argv
     plan = Plan.model_validate_json(Path(path).read_bytes())
     with Teller(plan.events) as teller:

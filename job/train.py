@@ -32,13 +32,14 @@ from trl import SFTConfig, SFTTrainer
 from job.contract.config import Recipe
 from job.contract.documents import TrainSummary
 from job.contract.errors import BugError, InterruptedRun
-from job.contract.events import Evaluated, Loaded, Sample, SampleText, Saved, Step, Trained, Training, Versions
+from job.contract.events import Alive, Evaluated, Loaded, Sample, SampleText, Saved, Step, Trained, Training, Versions
 from job.contract.plan import Plan
 from job.stack import stack_versions
 from job.telling import Teller, run_child
 
 _CHECKPOINTS_KEPT = 2  # of those that nobody has taken: the newest, and one before it
 _MEASURED = "measured.json"
+_PULSE_SECONDS = 1
 
 
 def train(plan: Plan, teller: Teller) -> None:
@@ -125,6 +126,7 @@ def train(plan: Plan, teller: Teller) -> None:
         trainer.evaluate(longest(eval_rows, training.per_device_eval_batch_size))  # fails now rather than at the end
     progress = Progress(trainer, plan, teller)
     trainer.add_callback(progress)
+    trainer.add_callback(Pulse(teller))
     checkpoints = Checkpoints(trainer, progress, plan, teller)
     trainer.add_callback(checkpoints)
 
@@ -323,6 +325,27 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
         self._seconds = time.monotonic() - self._began
+
+
+class Pulse(TrainerCallback):  # type: ignore[misc]
+    """Tells that it goes on: between two logged steps, and within an evaluation, there may be hours."""
+
+    def __init__(self, teller: Teller) -> None:
+        self._teller, self._told = teller, 0.0
+
+    def on_substep_end(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
+        self._tell()
+
+    def on_step_end(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
+        self._tell()
+
+    def on_prediction_step(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
+        self._tell()
+
+    def _tell(self) -> None:
+        if (now := time.monotonic()) - self._told >= _PULSE_SECONDS:
+            self._told = now
+            self._teller.tell(Alive())
 
 
 class Checkpoints(TrainerCallback):  # type: ignore[misc]

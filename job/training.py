@@ -20,6 +20,7 @@ from job.run import Run
 from job.scratch import Scratch
 from job.settings import Settings
 from job.stack import stack_versions
+from job.watchdog import Watchdog
 
 
 def fingerprint_of(run: Run) -> Fingerprint:
@@ -66,9 +67,8 @@ def train(
     heard.on_training = lambda _: interruption.hold(scratch.stop.touch)
     heard.on_saved, heard.on_trained = keep, publish
     try:
-        run_child(
-            train_command(scratch.plan, plan.gpus), variables, scratch.work, scratch.events, heard.hear, heard.said
-        )
+        command, watchdog = train_command(scratch.plan, plan.gpus), Watchdog(settings.watchdog_seconds)
+        run_child(command, variables, scratch.work, scratch.events, heard.hear, heard.said, watchdog)
     except JobError as error:
         is_kept = uploads.finish(settings.grace_seconds)
         if isinstance(error, InterruptedRun) and not is_kept:

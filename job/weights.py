@@ -60,9 +60,19 @@ def complete_set(directory: Path) -> tuple[str, ...]:
         NoInputError: there are none, or some are missing.
         DataError: they are pickled, or there are two sets.
     """
-    there = {path.name for path in directory.glob("*.safetensors")}
+    return check_set([path.name for path in directory.iterdir()], directory)
+
+
+def check_set(names: Collection[str], directory: Path) -> tuple[str, ...]:
+    """As `complete_set`, of weights that need not be in the directory yet.
+
+    Args:
+        names: of the files that are, or will be, there.
+        directory: holds the index, if there is one.
+    """
+    there = {name for name in names if name.endswith(".safetensors")}
     if not there:
-        pickles = [path.name for path in directory.iterdir() if path.suffix in PICKLE_SUFFIXES]
+        pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
         if pickles:
             raise DataError(
                 f"the base model has pickled weights only ({some(pickles)}), and loading those can run any code",

@@ -102,6 +102,13 @@ def parse_config(text: str | bytes, source: str) -> RunConfig:
     return config
 
 
+def line_of(path: str, text: bytes, source: str) -> int:
+    """The line of a dotted path in a config that has been parsed, or of the nearest key above it; 0 where there is neither."""
+    lines: dict[str, int] = {}
+    _value(_compose(text.decode("utf-8-sig"), source), "", lines, [])
+    return _line(path, lines)
+
+
 def _secrets(text: str) -> list[Problem]:
     """The lines that hold what looks like a secret, comments included: the file is kept with the run as it is."""
     return [

@@ -5,8 +5,8 @@ JobError                what, and what to do about it; ``code`` is the process's
 ├── DataError           65  bad rows, an unsafe or unusable base model, dataset or template
 ├── NoInputError        66  an object that is missing, empty or archived
 ├── UnavailableError    69  the store did not answer within the retry budget
-├── BugError            70  what must not happen: NaN loss, labels that differ, 4-bit asked and not loaded
-├── DeviceError         71  no GPU, or one that this image cannot use
+├── BugError            70  what must not happen: NaN loss, labels that differ, no progress in three attempts
+├── DeviceError         71  no GPU, or one that this image cannot use; a child that hangs
 ├── TakenError          73  the run id belongs to another spec, or a live attempt elsewhere runs it
 ├── LocalIOError        74  no space left, or a disk that fails
 ├── InterruptedRun      75  told to stop; what there was to save is saved
@@ -78,7 +78,7 @@ class BugError(JobError):
 
 
 class DeviceError(JobError):
-    """No GPU, or one that this image cannot use."""
+    """No GPU, or one that this image cannot use; or a child that hangs."""
 
     code = Exit.DEVICE
 

@@ -50,6 +50,12 @@ class Step(Told):
     eta_seconds: float
 
 
+class Alive(Told):
+    """Training or an evaluation goes on: told at the end of each batch, at most once a second."""
+
+    event: Literal["alive"] = "alive"
+
+
 class Evaluated(Told):
     """The eval split was gone through."""
 
@@ -132,6 +138,7 @@ Event = Annotated[
     Loaded
     | Training
     | Step
+    | Alive
     | Evaluated
     | Saved
     | SampleText

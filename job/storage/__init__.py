@@ -6,8 +6,8 @@ Keys are relative to the storage's root, with forward slashes. Every method rais
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,13 @@ class Stat:
     version_id: str | None = None
     checksum: str | None = None
     """`CRC64NVME:<base64>` or `CRC32:<base64>`, as the store confirmed it; None where it keeps none."""
+    told_at: datetime | None = field(default=None, compare=False)
+    """When the store said all this, by the same clock; None of an object in a list."""
+
+    @property
+    def age(self) -> timedelta | None:
+        """How long ago it was modified when the store said so: no clock but the store's counts."""
+        return self.told_at - self.last_modified if self.told_at else None
 
 
 @dataclass(frozen=True)
@@ -97,4 +104,12 @@ class Storage(Protocol):
 
     def upload(self, path: Path, key: str, progress: Progress = no_progress) -> Uploaded:
         """Send a file, with a checksum that the store confirms."""
+        ...
+
+    def end_uploads(self, prefix: str) -> int:
+        """End uploads to keys that start with `prefix` and were never finished, as a process that is killed leaves them.
+
+        Returns:
+            How many there were.
+        """
         ...

@@ -93,17 +93,7 @@ class DirectoryStorage:
                 return found[1] if found and found[0] == body else None
 
     def list(self, prefix: str) -> Iterator[Stat]:
-        above = self.root / prefix.rpartition("/")[0]
-        if ".." in prefix.split("/"):
-            raise DataError(f"{self.uri}: the prefix {prefix!r} leaves the directory", "Write it without '..'.")
-        keys = sorted(
-            key
-            for parent, _, names in os.walk(above)
-            for name in names
-            if not is_unfinished(name)
-            and (key := Path(parent, name).relative_to(self.root).as_posix()).startswith(prefix)
-        )
-        for key in keys:
+        for key in sorted(key for key, is_finished in self._files(prefix) if is_finished):
             if stat := self.head(key):
                 yield stat
 
@@ -131,6 +121,23 @@ class DirectoryStorage:
             with _locked(target.parent):
                 return Uploaded(_replace(key, target, file), sha256)
 
+    def end_uploads(self, prefix: str) -> int:
+        unfinished = [self._path(key) for key, is_finished in self._files(prefix) if not is_finished]
+        for path in unfinished:
+            with local_errors(path):
+                path.unlink(missing_ok=True)
+        return len(unfinished)
+
+    def _files(self, prefix: str) -> Iterator[tuple[str, bool]]:
+        """The key of every file whose key starts with `prefix`, and whether it is whole."""
+        if ".." in prefix.split("/"):
+            raise DataError(f"{self.uri}: the prefix {prefix!r} leaves the directory", "Write it without '..'.")
+        for parent, _, names in os.walk(self.root / prefix.rpartition("/")[0]):
+            for name in names:
+                key = Path(parent, name).relative_to(self.root).as_posix()
+                if key.startswith(prefix):
+                    yield key, not is_unfinished(name)
+
     def _path(self, key: str) -> Path:
         return self.root / checked_key(key, self.uri)
 
@@ -157,7 +164,8 @@ def _stat(key: str, file: BufferedIOBase) -> Stat:
         etag = sha256_hex(file.read(_HASHED_BYTES))
     else:
         etag = f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
-    return Stat(key, found.st_size, etag, datetime.fromtimestamp(found.st_mtime, UTC))
+    modified = datetime.fromtimestamp(found.st_mtime, UTC)
+    return Stat(key, found.st_size, etag, modified, told_at=datetime.now(UTC))
 
 
 def _fill(file: BufferedRandom, body: bytes) -> None:

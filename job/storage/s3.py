@@ -78,6 +78,17 @@ class S3Storage:
     def upload(self, path: Path, key: str, progress: Progress = no_progress) -> Uploaded:
         return s3_parts.upload(self._object(key), path, progress)
 
+    def end_uploads(self, prefix: str) -> int:
+        at: Arguments = {"Bucket": self.bucket, "Prefix": self.root + prefix}
+        pages = self.settings.request(
+            f"s3://{self.bucket}/{self.root}{prefix}",
+            lambda s3: list(s3.get_paginator("list_multipart_uploads").paginate(**at)),
+        )
+        unfinished = [upload for page in pages for upload in page.get("Uploads", [])]
+        for upload in unfinished:
+            s3_parts.abort(self._object(upload["Key"].removeprefix(self.root)), upload["UploadId"])
+        return len(unfinished)
+
     def _page(self, prefix: str, token: Arguments) -> "ListObjectsV2OutputTypeDef":
         under = self.root + prefix
         return self.settings.request(

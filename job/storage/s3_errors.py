@@ -3,7 +3,7 @@
 import re
 
 from botocore import exceptions as botocore_errors
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, LocationParseError
 
 from job.contract.errors import (
     ConfigError,
@@ -123,6 +123,8 @@ def meaning(error: Exception, uri: str) -> JobError:
 
 def _said(error: Exception) -> str:
     """Its words, without the name and password that an endpoint's URL may carry."""
+    if isinstance(error, botocore_errors.HTTPClientError) and isinstance(error.kwargs.get("error"), LocationParseError):
+        return "the URL of the store or of a proxy cannot be read"  # it stands in the words, whole
     return re.sub(r"://[^/@\s]+@", "://***@", str(error))
 
 

@@ -47,6 +47,12 @@ def upload(target: S3Object, path: Path, progress: Progress) -> Uploaded:
     return Uploaded(sent, sha256_hex(body))
 
 
+def abort(target: S3Object, upload_id: str) -> None:
+    """End an upload that is not finished; one that has just ended is none."""
+    with suppress(MissingObject):
+        target.request(lambda s3, at: s3.abort_multipart_upload(**at, UploadId=upload_id))
+
+
 def download(source: S3Object, stat: Stat, path: Path, progress: Progress) -> None:
     """Fetch the object that `stat` names, whole and unchanged, to `path`."""
     pinned: Arguments = {"IfMatch": f'"{stat.etag}"'} | ({"VersionId": stat.version_id} if stat.version_id else {})
@@ -84,8 +90,8 @@ def _upload_parts(target: S3Object, file: IO[bytes], size: int, progress: Progre
                 lambda s3, at: s3.complete_multipart_upload(**at, **upload, MultipartUpload={"Parts": list(parts)})
             )
     except BaseException:
-        with suppress(JobError):  # what cannot be ended now, the bucket's lifecycle rule ends
-            target.request(lambda s3, at: s3.abort_multipart_upload(**at, **upload))
+        with suppress(JobError):  # what cannot be ended now, the next attempt or the bucket's lifecycle rule ends
+            abort(target, begun["UploadId"])
         raise
     found = target.head()
     if found is None or found.size != sum(sizes):

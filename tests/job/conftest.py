@@ -40,6 +40,7 @@ class Pod:
     scratch: Path
     config: str
     variables: Mapping[str, str] = field(default_factory=dict)
+    package: Path = REPOSITORY
 
     def process(self, *flags: str, prefix: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
         """Starts it; the caller sees it end."""
@@ -52,7 +53,7 @@ class Pod:
             "FINETUNE_TERMINATION_LOG": str(self.scratch.with_name("termination-log")),
             "FINETUNE_HEARTBEAT_SECONDS": "1",
             "FINETUNE_STALE_SECONDS": "4",
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": str(self.package),
             **variables,
         }
         command = [*prefix, sys.executable, "-m", "job", *flags]

@@ -136,7 +136,7 @@ def test_137_a_child_that_is_killed(pod: Make) -> None:
     start = pod()
     ended, _ = ended_by(start, signal.SIGKILL, of_child=True)
     assert (ended.code, ended.outcome.name) == (137, "KILLED")
-    assert "memory_gib" in ended.outcome.resolution
+    assert "SIGKILL" in ended.outcome.message
     assert nothing_published(start)
 
 
@@ -208,10 +208,10 @@ def test_143_a_second_sigterm_gives_up_training_that_hangs(pod: Make) -> None:
     child = wait_for_child(process)
     wait_for_training(start, 1)
     os.kill(child, signal.SIGSTOP)
-    for _ in range(2):
-        process.send_signal(signal.SIGTERM)
-        time.sleep(1)
-        assert not gone(child)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    assert not gone(child)
+    process.send_signal(signal.SIGTERM)
     ended = start.end(process)
     assert (ended.code, ended.outcome.name) == (143, "KILLED")
     assert "second SIGTERM" in ended.outcome.message

@@ -10,7 +10,16 @@ from structlog.testing import capture_logs
 from job.contract.config import Compute, Dataset, Recipe, Training
 from job.contract.documents import FrozenDataset, FrozenModel, FrozenObject, Spec
 from job.contract.errors import ConfigError, LocalIOError
-from job.machine import GIB, Machine, check_compiler, check_memory, read_machine, remarks
+from job.machine import (
+    GIB,
+    Machine,
+    MemoryUse,
+    check_compiler,
+    check_memory,
+    read_machine,
+    read_memory_use,
+    remarks,
+)
 from job.preflight import check_machine
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -57,6 +66,33 @@ def test_without_a_limit_there_is_what_the_machine_has(files: dict[str, str], tm
     assert machine.usable_memory == machine.memory_bytes > GIB // 2
     assert machine.cpus == len(os.sched_getaffinity(0))
     assert machine.cpu_limit is None
+
+
+OOM_V2 = {
+    "memory.max": "8589934592",
+    "memory.peak": "8589934000",
+    "memory.events": "low 0\nhigh 0\nmax 31\noom 2\noom_kill 3\noom_group_kill 0",
+}
+OOM_V1 = {
+    "memory/memory.limit_in_bytes": "8589934592",
+    "memory/memory.max_usage_in_bytes": "8589934000",
+    "memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 3",
+}
+
+
+@pytest.mark.parametrize("files", [OOM_V2, OOM_V1], ids=["v2", "v1"])
+def test_what_the_kernel_killed_for_memory_is_counted_in_both_versions(files: dict[str, str], tmp_path: Path) -> None:
+    assert read_memory_use(tree(tmp_path, files)) == MemoryUse(oom_kills=3, limit=8 * GIB, peak=8589934000)
+
+
+OLDER_V2 = {"memory.max": "max", "memory.events": OOM_V2["memory.events"]}  # before Linux 5.19
+OLDER_V1 = UNLIMITED_V1 | {"memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0"}  # before 4.13
+
+
+def test_what_older_kernels_do_not_tell_is_not_known(tmp_path: Path) -> None:
+    assert read_memory_use(tree(tmp_path / "v2", OLDER_V2)) == MemoryUse(oom_kills=3, limit=None, peak=None)
+    assert read_memory_use(tree(tmp_path / "v1", OLDER_V1)) == MemoryUse(oom_kills=None, limit=None, peak=None)
+    assert read_memory_use(tmp_path / "none") == MemoryUse(oom_kills=None, limit=None, peak=None)
 
 
 def said(machine: Machine, compute: Compute | None = None, store_clock: datetime = NOON) -> list[str]:

@@ -293,3 +293,25 @@ def test_a_process_that_is_killed_leaves_nothing_half_written(root: str, way: st
     stat = storage.upload(file, "big").stat
     storage.download(stat, got)
     assert got.read_bytes() == file.read_bytes()
+
+
+def kill_an_upload(root: str, file: Path) -> None:
+    """A process that is killed while it sends a file to `big`."""
+    command = [sys.executable, "-c", KILLED, root, "upload", str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"moving\n"
+        process.kill()
+
+
+def test_what_killed_uploads_leave_is_ended_below_a_prefix_alone(root: str, tmp_path: Path) -> None:
+    storage, file = open_storage(root), tmp_path / "file"
+    file.write_bytes(random.Random(1).randbytes(LARGE))
+    storage.put("runs/a/attempts/1/whole", b"x")
+    for prefix in ("runs/a/attempts/1", "runs/a/attempts/1", "runs/a/attempts/10"):
+        kill_an_upload(f"{root}/{prefix}", file)
+    assert storage.end_uploads("runs/b/") == 0
+    assert storage.end_uploads("runs/a/attempts/1/") == 2
+    assert storage.end_uploads("runs/a/attempts/1/") == 0
+    assert storage.end_uploads("runs/a/attempts/") == 1
+    assert [stat.key for stat in storage.list("")] == ["runs/a/attempts/1/whole"]

@@ -7,15 +7,18 @@ import pytest
 from structlog.testing import LogCapture
 
 from job.attempt import Attempt
-from job.contract.documents import Checkpoint, Published
+from job.contract.documents import Checkpoint, Published, Spec
 from job.contract.model import canonical_bytes
 from job.logs import LogBuffer
 from job.publishing import publish_adapter, upload_verified
-from job.resuming import newest_checkpoint, published_adapter
+from job.resuming import end_uploads, newest_checkpoint, published_adapter
 from job.run import Run
 from job.stages import Stages
 from job.storage import no_progress
+from job.storage.opening import open_storage
+from job.storage.s3_client import forget_client
 from tests.results import SUMMARY
+from tests.storage.faulty_s3 import faulty_s3, only, says
 from tests.supervisor.checkpoints import NAMES, fingerprint, saved
 
 Damage = Callable[[Path], object]
@@ -130,6 +133,30 @@ def test_a_mark_that_nobody_can_read_is_passed_over(two: Run, tmp_path: Path, lo
 def test_the_first_attempt_begins_at_step_0_without_a_word(run: Run, tmp_path: Path, logged: LogCapture) -> None:
     assert newest_checkpoint(attempt(run, 1), fingerprint(run), tmp_path / "into") is None
     assert not logged.entries
+
+
+def test_uploads_that_earlier_attempts_were_killed_in_are_ended(run: Run, tmp_path: Path, logged: LogCapture) -> None:
+    left = {
+        number: tmp_path / "runs" / run.keys.attempt(number).prefix / ".0123456789abcdef.part" for number in (1, 2, 3)
+    }
+    for path in left.values():
+        path.parent.mkdir(parents=True)
+        path.touch()
+    end_uploads(attempt(run, 3))
+    assert [number for number, path in left.items() if path.exists()] == [3], "its own, or a newer one's"
+    assert [entry.get("count") for entry in logged.entries] == [2]
+
+
+def test_a_store_that_refuses_to_tell_of_uploads_stops_no_attempt(
+    spec: Spec, seaweed: str, bucket: str, logged: LogCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with faulty_s3(seaweed) as (server, url):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        forget_client()
+        server.faults = [only("GET", says(403, "AccessDenied"), path="uploads")()]
+        end_uploads(attempt(Run(open_storage(bucket), spec, "bot-0123456789"), 2))
+    forget_client()
+    assert "AccessDenied" in refused(logged)
 
 
 @pytest.fixture

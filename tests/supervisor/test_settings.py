@@ -24,11 +24,26 @@ def test_again_needs_an_id_of_its_own() -> None:
         read_settings(["--again", "--run-id", "bot-1"], _REQUIRED)
 
 
-@pytest.mark.parametrize("name", ["FINETUNE_STALE_SECONDS", "FINETUNE_GRACE_SECONDS"])
+@pytest.mark.parametrize("name", ["FINETUNE_STALE_SECONDS", "FINETUNE_GRACE_SECONDS", "FINETUNE_WATCHDOG_SECONDS"])
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", ""])
 def test_an_interval_that_is_none_is_refused(name: str, value: str) -> None:
     with pytest.raises(UsageError, match=name):
         read_settings([], _REQUIRED | {name: value})
+
+
+@pytest.mark.parametrize("name", ["FINETUNE_MAX_ATTEMPTS", "FINETUNE_MAX_IDLE_ATTEMPTS"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", ""])
+def test_a_number_of_attempts_that_is_none_is_refused(name: str, value: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        read_settings([], _REQUIRED | {name: value})
+
+
+def test_bounds_are_the_contracts_unless_the_template_says_otherwise() -> None:
+    settings = read_settings([], _REQUIRED)
+    assert (settings.max_attempts, settings.max_idle_attempts, settings.watchdog_seconds) == (20, 3, 600)
+    given = {"FINETUNE_MAX_ATTEMPTS": "5", "FINETUNE_MAX_IDLE_ATTEMPTS": "2", "FINETUNE_WATCHDOG_SECONDS": "1.5"}
+    settings = read_settings([], _REQUIRED | given)
+    assert (settings.max_attempts, settings.max_idle_attempts, settings.watchdog_seconds) == (5, 2, 1.5)
 
 
 def ends_with(flags: list[str]) -> int | str | None:
