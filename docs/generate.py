@@ -14,6 +14,7 @@ from job.contract.documents import Cancelled, Checkpoint, Claim, Latest, Lease, 
 from job.contract.events import Event
 from job.contract.plan import Plan
 from launcher.categories import RESOLUTIONS, Category
+from launcher.deciding import LaunchPlan
 from launcher.diagnosis import Diagnosis
 from launcher.doctor import Check
 from launcher.listing import RunLine
@@ -30,6 +31,7 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "diagnosis": Diagnosis,
     "gpu-smoke": GpuSmoke,
     "latest": Latest,
+    "launch-plan": LaunchPlan,
     "lease": Lease,
     "outcome": Outcome,
     "plan": Plan,

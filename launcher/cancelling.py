@@ -8,9 +8,10 @@ from job.contract.keys import RunKeys
 from job.contract.model import canonical_bytes, read_document
 from job.storage import Storage
 from launcher.cluster import Cluster
-from launcher.launching import lives_elsewhere
+from launcher.deciding import Seen, lives_elsewhere
+from launcher.evidence import Evidence
 from launcher.manifest import is_ours
-from launcher.runs import newest_attempt
+from launcher.runs import newest_attempt, read_run
 
 
 def cancel(run_id: str, storage: Storage, cluster: Cluster, by: str) -> Cancelled:
@@ -29,9 +30,10 @@ def cancel(run_id: str, storage: Storage, cluster: Cluster, by: str) -> Cancelle
     job = cluster.get_job(run_id)
     if job is None and not any(map(storage.head, (keys.spec, keys.config))):  # the pod may yet have to freeze the spec
         raise NoInputError(f"there is no run {run_id} under {storage.uri}, and no Job", "`list` names the runs.")
-    run = None if job else lives_elsewhere(run_id, storage, cluster)
-    if run and run.documents.claim and run.documents.claim.namespace:
-        raise TakenError(f"{run_id} has no Job here: {run.holder} runs it", "Cancel it where it runs.")
+    if job is None:
+        run = Evidence({}, None, read_run(storage, run_id))
+        if lives_elsewhere(Seen(run, cluster.namespace)) and run.documents.claim and run.documents.claim.namespace:
+            raise TakenError(f"{run_id} has no Job here: {run.holder} runs it", "Cancel it where it runs.")
     if job and not is_ours(job):
         raise TakenError(f"the Job {run_id} was not made by the launcher", "Delete it by kubectl if it is yours.")
     uid = job["metadata"]["uid"] if job else None

@@ -162,7 +162,7 @@ RESOLUTIONS: Mapping[Category, str] = {
     Category.EVICTED: "Raise compute.scratch_gib if the words name ephemeral-storage or a volume, compute.memory_gib if they name memory, then {again}. Else {go_on}.",
     Category.PREEMPTED: "Set compute.priority to a higher PriorityClass, then {again}. Else {go_on}.",
     Category.DISRUPTED: "Nothing is to be mended: {go_on}. `kubectl describe node {node}` shows whether it is drained.",
-    Category.DEADLINE_EXCEEDED: "Raise compute.max_hours, then {again}: it goes on from the newest checkpoint.",
+    Category.DEADLINE_EXCEEDED: "Raise compute.max_hours; then {go_on}.",
     # kubernetes.io/docs/concepts/cluster-administration/node-shutdown, "Non-graceful node shutdown"
     Category.NODE_LOST: "Once it is surely off: `kubectl taint nodes {node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute`.",
     Category.SILENT: "`kubectl logs {pod}` shows what it does; `kubectl delete pod {pod}` ends it, and another attempt goes on from the newest checkpoint.",
@@ -174,7 +174,7 @@ RESOLUTIONS: Mapping[Category, str] = {
     Category.BUG: "`kubectl logs {pod}` and the attempt's log in the store have the traceback. Report it with them.",
     Category.DEVICE: "`kubectl cordon {node}`, and look at its driver and device plugin; then {go_on}.",
     Category.TAKEN: "`finetune status {job}` shows who runs it; `launch --again` makes another run.",
-    Category.IO: "Raise compute.scratch_gib, then {again}: it goes on from the newest checkpoint.",
+    Category.IO: "Raise compute.scratch_gib; then {go_on}.",
     Category.INTERRUPTED: "Nothing is to be mended: {go_on}.",
     Category.FENCED: "Nothing is to be mended. `finetune status {job}` shows the attempt that runs.",
     Category.NO_PERMISSION: "Give the identity of the service account {account} the rights on the store that the words name; then {go_on}.",
@@ -192,8 +192,8 @@ def facts(run: Evidence) -> dict[str, Any]:
     pod = run.ended_pod or run.newest_pod
     template = at(run.job, "spec", "template", "spec")
     ended = any(map(run.has, ("Failed", "FailureTarget", "Complete", "SuccessCriteriaMet")))
-    again = "`launch --resume`" if ended else "`cancel` and `launch`" if run.job else "`launch`"
-    next_one = f"`launch{' --resume' if ended else ''}`" if ended or not run.job or run.deleted else "another attempt"
+    again = run.anew if ended else "`cancel` and `launch`" if run.job else "`launch`"
+    next_one = "`launch`" if not run.job or run.deleted else "another attempt"
     return {
         "job": run.documents.run_id,
         "pod": at(pod, "metadata", "name") or "POD",
@@ -204,5 +204,5 @@ def facts(run: Evidence) -> dict[str, Any]:
         "silence": run.silence,
         "code": run.exit_code,
         "again": again,
-        "go_on": f"{next_one} goes on from the newest checkpoint",
+        "go_on": run.going_on if ended else f"{next_one} goes on from the newest checkpoint",
     }

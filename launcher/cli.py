@@ -19,6 +19,8 @@ from launcher.library import TEMPLATE, Launcher
 # All else is imported by the command that needs it: `finetune --help` and completion answer at once.
 if TYPE_CHECKING:
     from job.contract.model import Document
+    from job.storage import Progress
+    from launcher.model_adding import AddedFile
     from launcher.status import RunStatus
 
 FAILED, TIMEOUT, DETACHED = 1, 124, 130
@@ -163,7 +165,7 @@ def render(config: Path, again: bool, freeze: str, launcher: Launcher) -> None:
 @again
 @click.option("--resume", is_flag=True, help="replace a Job that has ended without a result, and go on from there")
 @freeze
-@click.option("--dry-run", type=click.Choice(["server"]), help="let the API server judge the Job; write nothing")
+@click.option("--dry-run", type=click.Choice(["server"]), help="tell what would be done, the Job judged; write nothing")
 @click.option("--wait", "wait_for", is_flag=True, help="until the run has ended")
 @timeout
 @start_timeout
@@ -182,12 +184,11 @@ def launch(
     output: str | None,
 ) -> None:
     """Submit a config as a Job; the same config twice is one run."""
-    if dry_run:
-        prepared = launcher.prepare(config, again, freeze == "pod")
-        done = "would be created" if launcher.try_out(prepared) else "would find its Job"
-        click.echo(f"{prepared.run_id} {done} in {launcher.cluster.namespace}")
-        return
     prepared = launcher.prepare(config, again, freeze == "pod", resume)
+    if dry_run:
+        planned = launcher.try_out(prepared, resume)
+        _answer(planned, output, planned.run_id, f"{planned.run_id} {planned.message}")
+        return
     click.echo(prepared.run_id, err=True)  # before anything is created: a fresh run has no other name to be found by
     launched = launcher.submit(prepared, resume)
     done = "is there already" if launched.job else "has its result already"
@@ -286,16 +287,14 @@ def cancel(run: str, launcher: Launcher) -> None:
 @output
 def list_(name: str | None, limit: int, selector: str | None, launcher: Launcher, output: str | None) -> None:
     """List the newest runs, of one model line or of all."""
-    from launcher.pending import TOO_LONG
-    from launcher.status import Phase
     from launcher.tables import runs_table
 
-    lines, now = launcher.list(name, limit, selector), datetime.now(UTC)
+    overdue: list[str] = []
+    lines, now = launcher.list(name, limit, selector, overdue.append), datetime.now(UTC)
     names = "\n".join(line.status.run_id for line in lines)
     _answer(lines, output, names, runs_table(lines, now, output == "wide") if lines else "no runs")
-    for line in lines:
-        if line.status.phase == Phase.PENDING and now - line.since > TOO_LONG:
-            _warn(f"{line.status.run_id} has been pending for long: `finetune why {line.status.run_id}`")
+    for run in overdue:
+        _warn(f"{run} has been pending for long: `finetune why {run}`")
 
 
 @cli.command()
@@ -305,13 +304,7 @@ def list_(name: str | None, limit: int, selector: str | None, launcher: Launcher
 @site_flags
 def pull(what: str, only: str | None, to: Path, launcher: Launcher) -> None:
     """Fetch a run's artifacts, each verified; run it again to go on after a cut."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
-        bar = bars.add_task("")
-        progress, of_bytes = (lambda moved: bars.advance(bar, moved)), (lambda size: bars.update(bar, total=size))
+    with _bytes_bar() as (progress, of_bytes):
         pulled = launcher.pull(what, to, only, progress, of_bytes)
     click.echo(f"{pulled.moved_bytes:,} bytes fetched, {pulled.kept_bytes:,} were there", err=True)
     for path in pulled.files:
@@ -352,6 +345,35 @@ def unschedule(name: str, launcher: Launcher) -> None:
     """Remove a schedule; a night that runs goes on."""
     launcher.unschedule(name)
     click.echo(f"{name} is scheduled no more")
+
+
+@cli.group()
+def model() -> None:
+    """Base models in the store."""
+
+
+@model.command("add")
+@click.argument("source", metavar="FROM")
+@click.argument("to")
+def add_model(source: str, to: str) -> None:
+    """Bring a base model from hf://org/model[@revision] or a directory into the store; again to go on after a cut."""
+    _log_to_stderr()
+    launcher = Launcher()
+    found = launcher.find_model(source)
+    size = sum(file.size for file in found.files)
+    commit = f" at commit {found.commit}" if found.commit else ""
+    click.echo(f"{source}{commit}: {len(found.files)} files, {size:,} bytes", err=True)
+    watched = sys.stderr.isatty()
+
+    def on_file(name: str, file: "AddedFile", sent: bool) -> None:
+        if not watched:
+            told = {"event": "sent" if sent else "kept", "file": name, "bytes": file.size, "sha256": file.sha256}
+            click.echo(json.dumps(told), err=True)
+
+    with _bytes_bar() as (progress, of_bytes):
+        added = launcher.add_model(found, to, progress, of_bytes, on_file)
+    click.echo(f"{added.sent_bytes:,} bytes added, {added.kept_bytes:,} were there", err=True)
+    click.echo(added.uri)
 
 
 @cli.command()
@@ -401,7 +423,8 @@ def _show_status(status: "RunStatus", output: str | None) -> None:
     from launcher.tables import status_line
 
     line = status_line(status)
-    _answer(status, output, status.run_id, f"{line}  {status.resolution}".rstrip() if output == "wide" else line)
+    told = f"{line}  {status.resolution}".rstrip() if output == "wide" else line
+    _answer(status, output, status.run_id, "\n".join((told, *(f"  {uri}" for uri in status.artifacts.values()))))
 
 
 def _wait(launcher: Launcher, run: str, timeout: float | None, start_timeout: float | None, output: str | None) -> None:
@@ -451,6 +474,23 @@ def _draw(statuses: "Iterable[RunStatus]") -> "RunStatus":
             bars.update(bar, description=f"{status.run_id} [bold]{status.phase}[/]{stage}", told=told)
             bars.update(bar, completed=status.step or 0, total=status.of)
     return status
+
+
+@contextmanager
+def _bytes_bar() -> "Iterator[tuple[Progress, Progress]]":
+    """What tells of bytes that move, and of how many there are; a bar where somebody watches."""
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
+        bar = bars.add_task("")
+        yield (lambda moved: bars.advance(bar, moved)), (lambda size: bars.update(bar, total=size))
 
 
 def _log_to_stderr() -> None:

@@ -4,14 +4,21 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from job.contract.errors import ConfigError, UnavailableError
-from launcher.kube import READ_SECONDS, Api, Json, connect
+from launcher.evidence import happened, moment
+from launcher.kube import READ_SECONDS, Answer, Api, Json, connect
+from launcher.manifest import SELECTOR, grace_seconds
 
 _NIGHT, _POD = r"(-\d{8})?", r"(-[bcdfghjklmnpqrstvwxz2456789]{5})?"  # what Kubernetes puts after a name
+JOB_UID = "batch.kubernetes.io/controller-uid"
+"""The label of a pod that names its Job."""
 _POD_SECURITY = "would violate PodSecurity"
-_ENDING_SECONDS, _PAUSE_SECONDS = 180.0, 0.5  # a pod's grace period, and some
+_ENDING_SECONDS, _PAUSE_SECONDS = 60, 0.5  # beyond a pod's grace period
 _FIELD_MANAGER = "finetune-launcher"
+_MERGE = "application/merge-patch+json"
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 
 
@@ -38,6 +45,10 @@ class Cluster:
         api, own = connect(kubeconfig, context, user)
         return cls(api, namespace or own)
 
+    def now(self) -> datetime:
+        """The API server's time: an age of what it tells is one by its clock."""
+        return self.api.clock.now()
+
     # Jobs
 
     def create_job(self, job: Json, dry_run: bool = False) -> Json | None:
@@ -49,19 +60,30 @@ class Cluster:
         """
         query = {"fieldValidation": "Strict", "fieldManager": _FIELD_MANAGER} | ({"dryRun": "All"} if dry_run else {})
         answer = self.api.send("POST", self._batch("jobs"), query, job)
-        if answer.status == 409:
-            return None
         if answer.status == 404:  # the namespace
             raise answer.error()
+        if answer.status == 409:
+            if dry_run:
+                self._check_pod_security(answer)
+            return None
         made = answer.json()
-        if refused := [text for text in answer.warnings if _POD_SECURITY in text]:
-            if not dry_run:
-                self.delete_job(made["metadata"]["name"], made["metadata"]["uid"])
-            raise ConfigError(
-                f"the namespace {self.namespace} refuses such pods: {'; '.join(refused)}",
-                "Change the Job template, or ask whoever runs the cluster.",
-            )
+        self._check_pod_security(answer, None if dry_run else made)
         return made
+
+    def check_pods(self, job: Mapping[str, Any], dry_run: bool = False) -> None:
+        """Hears anew what `create_job` heard of a Job that is there: whoever made it may never have got the answer.
+
+        It is undone like there. One that has had a pod is none of those.
+
+        Raises:
+            ConfigError: PodSecurity refuses its pods.
+        """
+        if any(job.get("status", {}).get(pods) for pods in ("active", "terminating", "succeeded", "failed")):
+            return
+        metadata = job["metadata"]
+        query, unchanged = {"fieldManager": _FIELD_MANAGER, "dryRun": "All"}, {"metadata": {"uid": metadata["uid"]}}
+        answer = self.api.send("PATCH", self._batch("jobs", metadata["name"]), query, unchanged, _MERGE)
+        self._check_pod_security(answer, None if dry_run else job)
 
     def get_job(self, name: str) -> Json | None:
         """A Job, None when there is none."""
@@ -76,13 +98,14 @@ class Cluster:
         """Returns when a Job that was deleted is gone, and its pods with it.
 
         Raises:
-            UnavailableError: it is still there after minutes, because a node is away.
+            UnavailableError: it is still there a minute after its pods' grace period, because a node is away.
         """
-        deadline = time.monotonic() + _ENDING_SECONDS
+        began = time.monotonic()
         while (there := self.get_job(name)) and there["metadata"]["uid"] == uid:
-            if time.monotonic() > deadline:
+            seconds = grace_seconds(there) + _ENDING_SECONDS
+            if time.monotonic() - began > seconds:
                 raise UnavailableError(
-                    f"the Job {name} is not gone {_ENDING_SECONDS:g} s after its deletion: a pod of it does not end",
+                    f"the Job {name} is not gone {seconds} s after its deletion: a pod of it does not end",
                     f"`finetune why {name}` says what holds it.",
                 )
             time.sleep(_PAUSE_SECONDS)
@@ -95,13 +118,21 @@ class Cluster:
             self._batch("jobs", name),
             {"fieldManager": _FIELD_MANAGER},
             {**change, "metadata": metadata},
-            "application/merge-patch+json",
+            _MERGE,
         )
         return None if answer.status in (404, 409) else answer.json()
 
     def job_metadata(self, selector: str) -> Iterator[Json]:
         """The metadata of each Job with these labels, page by page: a tenth of the whole."""
         for page in self.api.pages(self._batch("jobs"), {"labelSelector": selector}, _METADATA_ONLY):
+            for item in page["items"] or ():
+                yield item["metadata"]
+
+    def pending_pods(self) -> Iterator[Json]:
+        """The metadata of each pod of the launcher's Jobs that has not started."""
+        made_by = SELECTOR.partition(",")[2]  # the label that every pod gets, whatever the site's template says
+        query = {"labelSelector": made_by, "fieldSelector": "status.phase=Pending"}
+        for page in self.api.pages(self._core("pods"), query, _METADATA_ONLY):
             for item in page["items"] or ():
                 yield item["metadata"]
 
@@ -131,7 +162,7 @@ class Cluster:
 
     def pods(self, job_uid: str) -> list[Json]:
         """The pods of a Job."""
-        return self._items(self._core("pods"), {"labelSelector": f"batch.kubernetes.io/controller-uid={job_uid}"})
+        return self._items(self._core("pods"), {"labelSelector": f"{JOB_UID}={job_uid}"})
 
     def log(self, pod: str, container: str, since: str | None, follow: bool) -> Iterator[bytes]:
         """The lines of a container's log, each begun by its RFC 3339 time and a space.
@@ -154,7 +185,7 @@ class Cluster:
     def events(self, uid: str) -> list[Json]:
         """The events of one object, oldest first."""
         found = self._items(self._core("events"), {"fieldSelector": f"involvedObject.uid={uid}"})
-        return sorted(found, key=_happened)
+        return sorted(found, key=happened)
 
     def events_of(self, name: str, since: str = "") -> list[Json]:
         """The events of a Job or CronJob and of all that Kubernetes names after it, oldest first.
@@ -167,7 +198,8 @@ class Cluster:
         """
         found = self._items(self._core("events"), {})
         own = [event for event in found if _is_named_after(name, event["involvedObject"])]
-        return sorted((event for event in own if _happened(event)[:19] >= since[:19]), key=_happened)
+        began = moment(since)
+        return sorted((event for event in own if began is None or happened(event) >= began), key=happened)
 
     # Nights
 
@@ -231,6 +263,16 @@ class Cluster:
         options = {"propagationPolicy": propagation, "preconditions": {"uid": uid}}
         return self.api.send("DELETE", self._batch(resource, name), body=options).status < 300
 
+    def _check_pod_security(self, answer: Answer, job: Mapping[str, Any] | None = None) -> None:
+        """Takes a warning as the refusal that the Job's pods would get, and undoes the Job, where there is one."""
+        if refused := [text for text in answer.warnings if _POD_SECURITY in text]:
+            if job:
+                self.delete_job(job["metadata"]["name"], job["metadata"]["uid"])
+            raise ConfigError(
+                f"the namespace {self.namespace} refuses such pods: {'; '.join(refused)}",
+                "Change the Job template, or ask whoever runs the cluster.",
+            )
+
     def _batch(self, resource: str, name: str = "") -> str:
         return f"/apis/batch/v1/namespaces/{self.namespace}/{resource}" + (f"/{name}" if name else "")
 
@@ -243,9 +285,3 @@ def _is_named_after(name: str, involved: Json) -> bool:
     if involved.get("kind") == "Workload":
         return str(involved["name"]).startswith(f"job-{name}-")
     return bool(re.fullmatch(rf"{re.escape(name)}{_NIGHT}{_POD}", involved["name"]))
-
-
-def _happened(event: Json) -> str:
-    """When an event happened last."""
-    series = event.get("series") or {}
-    return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal, NamedTuple
 
 from job.contract.model import Document
 from launcher.categories import RESOLUTIONS, Category, facts, of_exit, of_refusal, of_scheduling, of_waiting
-from launcher.evidence import Evidence, Json, at, has_ended, moment, trainer_of
+from launcher.evidence import Evidence, Json, at, happened, has_ended, moment, trainer_of
 from launcher.runs import RunDocuments
 
 Speaker = Literal["API server", "controller manager", "scheduler", "kubelet", "Kueue", "job", "launcher"]
@@ -50,7 +50,7 @@ def diagnose(
     pods: Sequence[Json] | None,
     events: Sequence[Json],
     documents: RunDocuments,
-    now: datetime,
+    now: datetime | None,
     queue_exists: bool = True,
 ) -> Diagnosis | None:
     """Why a run does not go on; None when nothing is wrong, it is over and well, or somebody cancelled it.
@@ -60,11 +60,11 @@ def diagnose(
         pods: those of this Job; None when they are not known.
         events: of the Job, of its pods, also of those that have gone, of its Kueue Workload, and of its CronJob.
         documents: what the store holds.
-        now: the present time.
+        now: the API server's time; None where it was not asked.
         queue_exists: whether the LocalQueue that it names is there; Kueue says so in no event.
     """
     run = Evidence(job or {}, pods, documents, now)
-    cause = _cause(run, sorted(events, key=_when), queue_exists)
+    cause = _cause(run, sorted(events, key=happened), queue_exists)
     if not cause:
         return None
     told = facts(run)
@@ -89,7 +89,7 @@ def _cause(run: Evidence, events: Sequence[Json], queue_exists: bool) -> _Cause 
     if run.deleted:
         return lost or _Cause(Category.DELETED)
     if not run.job:
-        return None if run.beats else _ending(run) or _by_event(_newest_step(events)) or _gone(run)
+        return None if run.beats else _ending(run) or _gone(run) or _by_event(_newest_step(events))
     if run.suspended:
         return _suspended(run, events, queue_exists)
     if found := lost or _disruption(run.newest_pod):
@@ -105,8 +105,6 @@ def _cause(run: Evidence, events: Sequence[Json], queue_exists: bool) -> _Cause 
 
 # A Job that has ended, or does not start
 
-_TRY_AGAIN = "`launch --resume` tries again; a longer --start-timeout gives it more time."
-
 
 def _failed(run: Evidence, events: Sequence[Json]) -> _Cause | None:
     """A deadline is the cause only of what ran: what never did was held up by something, whoever ended it."""
@@ -114,7 +112,8 @@ def _failed(run: Evidence, events: Sequence[Json]) -> _Cause | None:
     if run.job_reason == "DeadlineExceeded":
         held = None if _has_run(run) else _waiting(run.newest_pod, events) or _by_event(_newest_step(events))
         if run.ended_because:
-            return held or _Cause(Category.DEADLINE_EXCEEDED, run.ended_because, "launcher", _TRY_AGAIN)
+            more_time = f"{run.anew} tries again; a longer --start-timeout gives it more time."
+            return held or _Cause(Category.DEADLINE_EXCEEDED, run.ended_because, "launcher", more_time)
         return held or _Cause(Category.DEADLINE_EXCEEDED, told, "controller manager")
     if found := _ending(run):
         return found
@@ -123,7 +122,7 @@ def _failed(run: Evidence, events: Sequence[Json]) -> _Cause | None:
 
 
 def _gone(run: Evidence) -> _Cause | None:
-    return _Cause(Category.DELETED) if run.documents.spec or run.attempt else None
+    return _Cause(Category.DELETED) if run.documents.exists else None
 
 
 def _suspended(run: Evidence, events: Sequence[Json], queue_exists: bool) -> _Cause:
@@ -144,14 +143,19 @@ def _has_run(run: Evidence) -> bool:
 
 # Events
 
-_STEPS = ("FailedCreate", "SuccessfulCreate", "JobAlreadyActive", "MissSchedule", "TooManyMissedTimes")
+_STEPS = ("FailedCreate", "SuccessfulCreate", "JobAlreadyActive", "TooManyMissedTimes")
 # What only repeats a container's state, or an end that was asked for.
-_NOISE = re.compile(r"Error: \w+$|skip schedule deleting pod")
+_NOISE = re.compile(r"Error: \w+$|Back-off pulling image|skip schedule deleting pod")
+# A kubelet's warnings after which it goes on.
+_HARMLESS = frozenset({"MissingClusterDNS", "DNSConfigForming", "FailedToRetrieveImagePullSecret"})
 
 
 def _newest_step(events: Sequence[Json]) -> Json | None:
     """What was done last to make a pod, or with one: other words of a controller are no step."""
-    steps = (e for e in events if at(e, "involvedObject", "kind") == "Pod" or at(e, "reason") in _STEPS)
+    of_pods = [e for e in events if at(e, "involvedObject", "kind") == "Pod" and at(e, "reason") not in _HARMLESS]
+    # Whatever is told of a pod comes after its making, also when that is told later.
+    making = {f"Created pod: {at(event, 'involvedObject', 'name')}" for event in of_pods}
+    steps = [e for e in events if e in of_pods or (at(e, "reason") in _STEPS and _message(e) not in making)]
     return _last([event for event in steps if not _NOISE.match(_message(event))])
 
 
@@ -176,7 +180,7 @@ def _refusal(run: Evidence, events: Sequence[Json]) -> _Cause | None:
     """Why no other pod is made. One that was made since says that it is history."""
     step = _last([event for event in events if at(event, "reason") in _STEPS[:2]])
     made = moment(at(run.newest_pod, "metadata", "creationTimestamp"))
-    if at(step, "reason") != "FailedCreate" or (run.newest_pod and (made is None or _when(step) <= made)):
+    if at(step, "reason") != "FailedCreate" or (run.newest_pod and (made is None or happened(step) <= made)):
         return None
     return _by_event(step)
 
@@ -238,8 +242,8 @@ def _ending(run: Evidence) -> _Cause | None:
         told = "\n".join(message.strip().splitlines()[-3:]), "job"  # its log's last lines
     else:
         told = message or reason, "kubelet"
-    # The supervisor lives to tell of a child that was killed. Exit 0 proves nothing.
-    if code == 137 and outcome and outcome.code == 137:
+    # The supervisor lives to tell of a child that was killed, and speaks of memory unless the kernel did not do it.
+    if code == 137 and outcome and outcome.code == 137 and "memory_gib" in outcome.resolution:
         return _Cause(Category.CHILD_OUT_OF_MEMORY, *told)
     if reason == "OOMKilled":
         return _Cause(Category.OUT_OF_MEMORY if code == 137 else Category.CHILD_OUT_OF_MEMORY, reason, "kubelet")
@@ -260,10 +264,3 @@ def _message(event: Json | None) -> str:
 
 def _last(events: Sequence[Json]) -> Json | None:
     return events[-1] if events else None
-
-
-def _when(event: Json | None) -> datetime:
-    """When it was last seen, in whichever field its source told that."""
-    fields = (("series", "lastObservedTime"), ("lastTimestamp",), ("eventTime",), ("metadata", "creationTimestamp"))
-    told = (moment(at(event, *field)) for field in fields)
-    return next((time for time in told if time), datetime.min.replace(tzinfo=UTC))

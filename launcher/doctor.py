@@ -23,8 +23,8 @@ from job.storage import Storage
 from job.storage.canary import probe
 from job.storage.opening import open_storage
 from launcher.cluster import Cluster
-from launcher.gpu_nodes import Note, gpu_nodes, pod_of, quota
-from launcher.manifest import Manifest
+from launcher.gpu_nodes import Note, gpu_nodes, quota
+from launcher.manifest import Manifest, grace_seconds
 from launcher.pending import TOO_LONG, pending_runs, priority_class, queue, service_account
 
 UPLOAD_BYTES = 32 << 20
@@ -37,7 +37,7 @@ _KEYS = RunKeys("doctor")  # under runs/, where whoever launches may write
 
 # An adapter and AdamW's two moments, 4 bytes each: 41.9M parameters at the default rank on 8B, by job/preflight.py.
 _CHECKPOINT_BYTES = 12 * 42_000_000
-# What job/children.py gives a child to end, before what it saved can go up.
+# For training to end its step and write the checkpoint, which can then go up. An estimate: a step may be longer.
 _ENDING_SECONDS = 35
 
 
@@ -59,8 +59,8 @@ NEEDED = (
     Right("list", "jobs", "batch", "list"),
     Right("watch", "jobs", "batch", "watch, wait"),
     Right("delete", "jobs", "batch", "cancel, launch --resume"),
-    Right("patch", "jobs", "batch", "wait --start-timeout"),
-    Right("list", "pods", "", "status, wait, logs"),
+    Right("patch", "jobs", "batch", "launch, wait --start-timeout"),
+    Right("list", "pods", "", "status, wait, logs, list"),
     Right("get", "pods/log", "", "logs"),
     Right("list", "events", "", "why, schedules"),
     Right("get", "cronjobs", "batch", "schedule, schedules, unschedule"),
@@ -216,7 +216,7 @@ def _upload_rate(template: Manifest, storage: Storage, size: int) -> str:
         began = time.monotonic()
         hurried.upload(path, _KEYS.canary("upload"))
         seconds = time.monotonic() - began
-    return grace_for(size / seconds, pod_of(template).get("terminationGracePeriodSeconds", 30))
+    return grace_for(size / seconds, grace_seconds(template))
 
 
 def grace_for(rate: float, grace: int) -> str:

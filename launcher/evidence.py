@@ -6,7 +6,7 @@ and an older API server lacks what a newer one tells.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,7 +20,7 @@ Json = Mapping[str, Any]
 
 _STALE = timedelta(seconds=STALE_SECONDS)
 # A pod's deletionTimestamp is the end of its grace period, at which its kubelet kills it: one that is still there so
-# long after has no kubelet. Allows for clocks that differ.
+# long after has no kubelet.
 _LOST = timedelta(seconds=60)
 
 
@@ -32,13 +32,13 @@ class Evidence:
         job: empty when there is none.
         pods: the Job's; None when they are not known.
         documents: what the store holds.
-        now: the present time.
+        now: the API server's time; None where it was not asked, and so there are no pods either.
     """
 
     job: Json
     pods: Sequence[Json] | None
     documents: RunDocuments
-    now: datetime
+    now: datetime | None = None
 
     # The Job
 
@@ -58,13 +58,19 @@ class Evidence:
         return queue
 
     @property
+    def schedule(self) -> str | None:
+        """The CronJob whose night it is; None of a run that was launched."""
+        owners: Sequence[Json] = at(self.job, "metadata", "ownerReferences") or ()
+        return next((at(owner, "name") for owner in owners if at(owner, "kind") == "CronJob"), None)
+
+    @property
     def deleted(self) -> bool:
         """Whether it is there only until its pods have ended."""
         return bool(at(self.job, "metadata", "deletionTimestamp"))
 
     def has(self, condition: str) -> bool:
         """Whether a condition of the Job is true."""
-        return self._condition(condition) is not None
+        return condition_of(self.job, condition) is not None
 
     @property
     def job_reason(self) -> str:
@@ -89,12 +95,8 @@ class Evidence:
         return self.ended_because or told
 
     def _failure(self, field: str) -> str | None:
-        told: str | None = at(self._condition("Failed") or self._condition("FailureTarget"), field)
+        told: str | None = at(condition_of(self.job, "Failed") or condition_of(self.job, "FailureTarget"), field)
         return told
-
-    def _condition(self, kind: str) -> Json | None:
-        conditions: Sequence[Json] = at(self.job, "status", "conditions") or ()
-        return next((one for one in conditions if at(one, "type") == kind and at(one, "status") == "True"), None)
 
     # Its pods
 
@@ -112,18 +114,23 @@ class Evidence:
     @property
     def starts(self) -> bool:
         """Whether a pod runs, for so short a time that its claim is not to be expected."""
-        began = moment(at(trainer_of(self.running), "state", "running", "startedAt"))
-        return self.running is not None and (began is None or self.now - began < _STALE)
+        age = self._age(at(trainer_of(self.running), "state", "running", "startedAt"))
+        return self.running is not None and (age is None or age < _STALE)
 
     @property
     def lost_node(self) -> str | None:
         """The node of a pod that has outlived its own deletion."""
         for pod in self.pods or ():
-            deleted = moment(at(pod, "metadata", "deletionTimestamp"))
-            if deleted and not has_ended(pod) and self.now - deleted > _LOST:
+            age = self._age(at(pod, "metadata", "deletionTimestamp"))
+            if age is not None and not has_ended(pod) and age > _LOST:
                 node: str | None = at(pod, "spec", "nodeName")  # none: it was never started
                 return node
         return None
+
+    def _age(self, since: str | None) -> timedelta | None:
+        """How long ago that was, by the clock of the API server, which told it."""
+        when = moment(since)
+        return self.now - when if self.now and when else None
 
     # The newest attempt
 
@@ -219,7 +226,19 @@ class Evidence:
     @property
     def advice(self) -> str:
         """What it advised, else how to go on."""
-        return (self.outcome and self.outcome.resolution) or "`launch --resume` goes on from the newest checkpoint."
+        return (self.outcome and self.outcome.resolution) or f"{self.going_on}."
+
+    @property
+    def anew(self) -> str:
+        """The command that makes another Job of it once this one has ended."""
+        name = self.schedule  # a night's run id is its Job's name, which no config gives
+        return f"`kubectl create job --from=cronjob/{name} {name}-by-hand`" if name else "`launch --resume`"
+
+    @property
+    def going_on(self) -> str:
+        """The same, and from where that Job goes on."""
+        how = "trains anew before the next night" if self.schedule else "goes on from the newest checkpoint"
+        return f"{self.anew} {how}"
 
 
 def at(tree: Any, *path: str) -> Any:
@@ -232,6 +251,24 @@ def at(tree: Any, *path: str) -> Any:
 def moment(text: str | None) -> datetime | None:
     """A time as Kubernetes writes it."""
     return datetime.fromisoformat(text) if text else None
+
+
+def condition_of(job: Json, kind: str) -> Json | None:
+    """A condition of a Job, if it is true."""
+    conditions: Sequence[Json] = at(job, "status", "conditions") or ()
+    return next((one for one in conditions if at(one, "type") == kind and at(one, "status") == "True"), None)
+
+
+def ended(job: Json) -> str | None:
+    """`Complete` or `Failed` once a Job has that condition, else None."""
+    return next((kind for kind in ("Complete", "Failed") if condition_of(job, kind)), None)
+
+
+def happened(event: Json | None) -> datetime:
+    """When an event was last seen, in whichever field its source told that."""
+    fields = (("series", "lastObservedTime"), ("lastTimestamp",), ("eventTime",), ("metadata", "creationTimestamp"))
+    told = (moment(at(event, *field)) for field in fields)
+    return next((time for time in told if time), datetime.min.replace(tzinfo=UTC))
 
 
 def _created(pod: Json) -> str:

@@ -1,9 +1,9 @@
 """Why a run does not go on: gathers what is to be seen of it, and asks for the diagnosis."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
-from job.contract.errors import NoInputError, PermissionDenied
+from job.contract.errors import NoInputError, PermissionDenied, UnavailableError
 from job.storage import Storage
 from launcher.categories import Category
 from launcher.cluster import Cluster
@@ -13,6 +13,7 @@ from launcher.manifest import QUEUE
 from launcher.pending import queue_path
 from launcher.runs import RunDocuments, read_run
 from launcher.scheduling import ScheduleLine, read_schedule
+from launcher.status import ended_by_store
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,18 @@ class Findings:
     """Of the Job, its pods, its Kueue Workload, and the CronJob of that name."""
     documents: RunDocuments
     now: datetime
+    """The API server's time."""
     queue_exists: bool
 
 
 def find(run_id: str, storage: Storage, cluster: Cluster) -> Findings:
     """Asks the API server and the store: the Job, its pods, the events, and then the documents."""
-    now = datetime.now(UTC)
     job = cluster.get_job(run_id)
     pods = cluster.pods(job["metadata"]["uid"]) if job else []
     events = cluster.events_of(run_id, job["metadata"]["creationTimestamp"] if job else "")
     queue = job and job["metadata"].get("labels", {}).get(QUEUE)
     queue_exists = not queue or _has_queue(queue, cluster)
-    return Findings(job, pods, events, read_run(storage, run_id, now), now, queue_exists)
+    return Findings(job, pods, events, read_run(storage, run_id), cluster.now(), queue_exists)
 
 
 def _has_queue(name: str, cluster: Cluster) -> bool:
@@ -49,7 +50,7 @@ def _has_queue(name: str, cluster: Cluster) -> bool:
 
 
 def why(run_id: str, storage: Storage, cluster: Cluster) -> Diagnosis | None:
-    """What keeps a run from going on; None when nothing does.
+    """What keeps a run from going on; None when nothing does. Of one that has ended the store tells it, too.
 
     Args:
         run_id: a run, or the name of a schedule.
@@ -58,15 +59,25 @@ def why(run_id: str, storage: Storage, cluster: Cluster) -> Diagnosis | None:
 
     Raises:
         NoInputError: there is neither.
+        UnavailableError: the API server or the store cannot be reached.
     """
-    seen = find(run_id, storage, cluster)
+    try:
+        seen = find(run_id, storage, cluster)
+    except UnavailableError:
+        if ended_by_store(read_run(storage, run_id)):
+            return why_ended(run_id, storage)
+        raise
     found = diagnose(seen.job, seen.pods, seen.events, seen.documents, seen.now, seen.queue_exists)
-    documents = seen.documents
-    if found or seen.job or documents.spec or documents.claim or documents.result:
+    if found or seen.job or seen.documents.exists:
         return found
     if cronjob := cluster.get_cronjob(run_id):
         return _stuck(read_schedule(cronjob, cluster.events(cronjob["metadata"]["uid"]), seen.now))
     raise NoInputError(f"there is no run {run_id} under {storage.uri}, and no Job", "`finetune list` names them.")
+
+
+def why_ended(run_id: str, storage: Storage) -> Diagnosis | None:
+    """The same of a run that has ended, from the store alone."""
+    return diagnose(None, None, (), read_run(storage, run_id), None)
 
 
 def _stuck(line: ScheduleLine) -> Diagnosis | None:

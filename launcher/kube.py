@@ -6,9 +6,12 @@ does not know the server itself names better. The client gives what is hard: cre
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -70,11 +73,29 @@ class Answer:
         return ConfigError(f"the API server refuses it: {said}", _TEMPLATE)
 
 
+class Clock:
+    """The API server's, as it dates its answers; this machine's until one has come."""
+
+    def __init__(self) -> None:
+        self._told = datetime.now(UTC), time.monotonic()
+
+    def hear(self, date: str | None) -> None:
+        """Sets it by an answer's Date, if that has one."""
+        if date:
+            self._told = parsedate_to_datetime(date), time.monotonic()
+
+    def now(self) -> datetime:
+        """Its time, up to a second late: a Date has no fractions."""
+        date, heard = self._told
+        return date + timedelta(seconds=time.monotonic() - heard)
+
+
 @dataclass(frozen=True)
 class Api:
     """One API server, as one user."""
 
     client: client.ApiClient
+    clock: Clock = field(default_factory=Clock)
 
     def send(
         self,
@@ -165,7 +186,9 @@ class Api:
             body=body,
             auth_settings=["BearerToken"],
         )
-        return self.client.call_api(*request, _request_timeout=(CONNECT_SECONDS, read_seconds))
+        response = self.client.call_api(*request, _request_timeout=(CONNECT_SECONDS, read_seconds))
+        self.clock.hear(response.response.headers.get("Date"))
+        return response
 
 
 def _text_of(warning: str) -> str:
@@ -200,7 +223,13 @@ def connect(kubeconfig: str | None = None, context: str | None = None, user: str
             namespace = _load(settings, kubeconfig, context)
     except (ConfigException, OSError) as error:
         raise UsageError(f"no cluster: {error}", "Give --kubeconfig or --context, or set KUBECONFIG.") from error
-    caller = client.ApiClient(settings)
+    try:
+        caller = client.ApiClient(settings)
+    except (urllib3.exceptions.HTTPError, ImportError):  # not in its words, which hold the proxy's password
+        raise UsageError(
+            "the proxy that HTTPS_PROXY, HTTP_PROXY or the kubeconfig names cannot be used",
+            "Write http://[user:password@]host:port, special characters as %40.",
+        ) from None
     if user:
         caller.set_default_header("Impersonate-User", user)
     return Api(caller), namespace

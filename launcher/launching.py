@@ -6,19 +6,20 @@ or after a lost answer, finds the Job that is there.
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 
 from job.contract.config_file import parse_config
+from job.contract.disk import check_scratch, disk_need
 from job.contract.documents import Spec
 from job.contract.errors import ConfigError, JobError, TakenError, UnavailableError, together
 from job.contract.keys import RunKeys, config_key, run_id_of
-from job.contract.model import canonical_bytes, differences, read_document, sha256_hex
-from job.inputs import anew, freeze, unfrozen
+from job.contract.model import canonical_bytes, sha256_hex
+from job.inputs import anew, download_bytes, freeze, unfrozen
 from job.storage import Storage
 from launcher.cluster import Cluster
-from launcher.evidence import Evidence
-from launcher.kube import Json, Lost
+from launcher.deciding import Action, LaunchPlan, Seen, decide, plan
+from launcher.evidence import Evidence, Json, at
+from launcher.kube import Lost
 from launcher.manifest import (
     SPEC_SHA256,
     Manifest,
@@ -33,11 +34,6 @@ from launcher.manifest import (
 from launcher.runs import read_run
 
 _TRIES, _PAUSE_SECONDS = 5, 1.0
-_DIFFERENCES_SHOWN = 8
-
-
-class RunFailed(JobError):
-    """A run's Job has ended and left no result."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +99,13 @@ def prepare(
         spec = (unfrozen if freeze_in_pod else freeze)(config, image_of(template), version("finetune"))
     except JobError as error:
         raise together([*problems, error]) from error
+    if not freeze_in_pod:
+        base_bytes, dataset_bytes, weight_bytes = download_bytes(spec)
+        need = disk_need(spec.recipe, weight_bytes, base_bytes, dataset_bytes)
+        try:
+            check_scratch(config, need, config_bytes, source)
+        except ConfigError as error:
+            problems.append(error)
     if problems:
         raise together(problems)
     if again:
@@ -126,7 +129,7 @@ def prepare(
 
 
 def launch(prepared: Prepared, storage: Storage, cluster: Cluster, resume: bool = False) -> Launched:
-    """Makes sure that the run has its Job, unless it has its result.
+    """Makes sure that the run has its Job, unless it has its result. After a lost answer it looks before it sends again.
 
     Args:
         prepared: the run.
@@ -140,122 +143,79 @@ def launch(prepared: Prepared, storage: Storage, cluster: Cluster, resume: bool 
         ConfigError: the cluster refuses the Job, in its own words.
         UnavailableError: the store or the API server cannot be reached.
     """
-    run_id = prepared.run_id
-    if storage.head(RunKeys(run_id).result):
-        return Launched(run_id, None, created=False)
-    put_documents(prepared, storage)
-    job, created = cluster.get_job(run_id), False
-    replaced: str | None = None
-    if job:
-        check_same(job, prepared)
-        if job["metadata"].get("deletionTimestamp") or (resume and ended(job)):
-            replaced = str(job["metadata"]["uid"])
+    run_id, replaced = prepared.run_id, None
+    for attempt in range(1, _TRIES + 1):
+        seen = see(prepared, storage, cluster, replaced)
+        action = decide(prepared.spec, prepared.frozen, seen, resume and replaced is None)
+        if action is Action.NOTHING:
+            return Launched(run_id, None, created=False)
+        put_documents(prepared, storage)
+        if action is Action.ATTACH:
+            cluster.check_pods(seen.run.job)
+            return Launched(run_id, seen.run.job, created=False)
+        if action is Action.REPLACE:
+            replaced = str(seen.run.uid)
             cluster.delete_job(run_id, replaced)
             cluster.wait_until_gone(run_id, replaced)
-            job = None
+            continue
+        try:
+            if made := cluster.create_job(prepared.job):
+                return Launched(run_id, made, created=True)
+        except Lost:
+            if attempt == _TRIES:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+    raise UnavailableError(f"the Job {run_id} comes and goes", "Look at who deletes Jobs in this namespace.")
+
+
+def try_out(prepared: Prepared, storage: Storage, cluster: Cluster, resume: bool = False) -> LaunchPlan:
+    """What `launch` would do, its Job judged by the API server; raises what that would raise. Nothing is written."""
+    seen = see(prepared, storage, cluster)
+    action = decide(prepared.spec, prepared.frozen, seen, resume)
+    if action is Action.ATTACH:
+        cluster.check_pods(seen.run.job, dry_run=True)
+    elif action is not Action.NOTHING:
+        cluster.create_job(prepared.job, dry_run=True)
+    return plan(action, seen)
+
+
+def see(prepared: Prepared, storage: Storage, cluster: Cluster, replaced: str | None = None) -> Seen:
+    """What is to be seen of a run. The Job is read before the documents: see `read_run`.
+
+    Args:
+        prepared: the run.
+        storage: the root of runs.
+        cluster: where its Job is, or would be.
+        replaced: the uid of a Job that was here until now.
+    """
+    job = cluster.get_job(prepared.run_id) or {}
+    documents = read_run(storage, prepared.run_id)
+    is_ours = at(job, "metadata", "annotations", SPEC_SHA256) == prepared.spec_sha256
+    theirs = _spec_of(job, storage) if job and not is_ours else None
     site = env_of(prepared.job, "FINETUNE_SITE")
-    if job is None and (run := lives_elsewhere(run_id, storage, cluster, site, replaced)):
-        job = cluster.get_job(run_id)  # a launcher beside us may have made it meanwhile
-        if job is None:
-            raise TakenError(
-                f"{run_id} is run by another Job: {run.holder} gave a sign of life {run.silence} ago",
-                "Wait for it, or cancel it where it runs.",
-            )
-    if job is None:
-        job, created = create(prepared.job, cluster)
-    check_same(job, prepared)
-    if not created and (how := ended(job)):
-        raise RunFailed(
-            f"the Job {run_id} has ended ({how}) and the run has no result",
-            f"`finetune why {run_id}` says why. Then launch with --resume to go on, or with --again for a fresh run.",
-        )
-    return Launched(run_id, job, created)
+    return Seen(Evidence(job, None, documents), cluster.namespace, site, theirs, replaced)
+
+
+def _spec_of(job: Manifest, storage: Storage) -> Spec | None:
+    """What a Job trains, without its inputs: by the config that it points to, where that is in the store."""
+    try:
+        uri = env_of(job, "FINETUNE_CONFIG") or ""
+        found = storage.get(uri.removeprefix(f"{storage.uri}/")) if uri.startswith(f"{storage.uri}/") else None
+        config = parse_config(found[0], uri) if found else None
+    except ConfigError:  # not made by this launcher, or of another version
+        return None
+    labels = job["metadata"].get("labels", {})
+    return unfrozen(config, image_of(job), labels.get("app.kubernetes.io/version", "unknown")) if config else None
 
 
 def put_documents(prepared: Prepared, storage: Storage) -> None:
     """The config under its hash, and the run's spec and config, where they are not there.
 
     Raises:
-        TakenError: the run id belongs to another spec; says what differs.
+        TakenError: the run id has got another spec meanwhile.
     """
     keys = RunKeys(prepared.run_id)
     storage.put_if_absent(config_key(prepared.config_bytes), prepared.config_bytes)
     if prepared.frozen and storage.put_if_absent(keys.spec, canonical_bytes(prepared.spec)) is None:
-        raise TakenError(
-            f"{storage.uri}/{keys.spec} is another spec: {_what_differs(prepared, storage)}",
-            "Give this config another name.",
-        )
+        raise TakenError(f"{storage.uri}/{keys.spec} is another spec", "Give this config another name.")
     storage.put_if_absent(keys.config, prepared.config_bytes)
-
-
-def _what_differs(prepared: Prepared, storage: Storage) -> str:
-    """Between the spec that a run id has and the one that was to be launched."""
-    key = RunKeys(prepared.run_id).spec
-    found = storage.get(key)
-    if found is None:
-        return "it is gone by now"
-    standing = read_document(Spec, found[0], f"{storage.uri}/{key}")
-    changed = differences(standing.model_dump(mode="json"), prepared.spec.model_dump(mode="json"))
-    more = len(changed) - _DIFFERENCES_SHOWN
-    return "; ".join(changed[:_DIFFERENCES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
-
-
-def lives_elsewhere(
-    run_id: str, storage: Storage, cluster: Cluster, site: str | None = None, job_uid: str | None = None
-) -> Evidence | None:
-    """What is to be seen of a run that has no Job here, while an attempt of it lives in another place.
-
-    Args:
-        run_id: whose.
-        storage: the root of runs.
-        cluster: where there is no Job of it: an attempt of this namespace is one whose Job was deleted.
-        site: this cluster's name; None where it is not known.
-        job_uid: of a Job that was here until now.
-    """
-    now = datetime.now(UTC)
-    run = Evidence({}, None, read_run(storage, run_id, now), now)
-    claim = run.documents.claim
-    here = claim is not None and (
-        (job_uid is not None and claim.job_uid == job_uid)
-        or (claim.namespace == cluster.namespace and site in (None, claim.site))
-    )
-    return run if run.beats and not run.cancelled and not here else None
-
-
-def create(job: Manifest, cluster: Cluster) -> tuple[Json, bool]:
-    """The Job, and whether we made it. A lost answer is looked up before anything is sent again.
-
-    Raises:
-        UnavailableError: after a few tries.
-    """
-    name = job["metadata"]["name"]
-    for attempt in range(1, _TRIES + 1):
-        try:
-            if made := cluster.create_job(job):
-                return made, True
-        except Lost:
-            if attempt == _TRIES:
-                raise
-            time.sleep(_PAUSE_SECONDS)
-        if found := cluster.get_job(name):
-            return found, False
-    raise UnavailableError(f"the Job {name} comes and goes", "Look at who deletes Jobs in this namespace.")
-
-
-def check_same(job: Json, prepared: Prepared) -> None:
-    """Raises `TakenError` when the Job of that name is not this run's. The annotation tells: Kueue changes templates."""
-    theirs = job["metadata"].get("annotations", {}).get(SPEC_SHA256)
-    if theirs != prepared.spec_sha256:
-        raise TakenError(
-            f"the Job {prepared.run_id} belongs to another spec: {theirs or 'it has none'}, not {prepared.spec_sha256}",
-            "Give this config another name, or delete that Job if it is yours.",
-        )
-
-
-def ended(job: Json) -> str | None:
-    """`Complete` or `Failed` once a Job has that condition, else None."""
-    for condition in job.get("status", {}).get("conditions") or ():
-        if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
-            kind: str = condition["type"]
-            return kind
-    return None

@@ -12,16 +12,18 @@ from job.contract.errors import ConfigError, NoInputError, UnavailableError, Usa
 
 # All else is imported by the verb that needs it: `finetune --help` and completion answer at once.
 if TYPE_CHECKING:
-    from job.contract.documents import Cancelled
+    from job.contract.documents import Cancelled, FrozenModel
     from job.dataset.prepared import Prepared as Rows
     from job.storage import Progress, Storage
     from launcher.cluster import Cluster
+    from launcher.deciding import LaunchPlan
     from launcher.diagnosis import Diagnosis
     from launcher.doctor import Check
     from launcher.launching import Launched, Prepared
     from launcher.listing import RunLine
     from launcher.log_lines import Told
     from launcher.manifest import Manifest
+    from launcher.model_adding import Added, AddedFile
     from launcher.pulling import Pulled
     from launcher.scheduling import Scheduled, ScheduleLine
     from launcher.status import RunStatus
@@ -118,9 +120,11 @@ class Launcher:
             check_right(self.cluster)
         return prepared.run_id, check_rows(prepared.spec)
 
-    def try_out(self, prepared: "Prepared") -> bool:
-        """Lets the API server judge a run's Job, and writes nothing; whether the Job would be created, or is there."""
-        return self.cluster.create_job(prepared.job, dry_run=True) is not None
+    def try_out(self, prepared: "Prepared", resume: bool = False) -> "LaunchPlan":
+        """What `submit` would do, the Job judged by the API server; raises what that would raise. Nothing is written."""
+        from launcher import launching
+
+        return launching.try_out(prepared, self.storage, self.cluster, resume)
 
     def launch(
         self, config: Path, again: bool = False, resume: bool = False, freeze_in_pod: bool = False
@@ -145,7 +149,7 @@ class Launcher:
         """How a run is now."""
         from launcher.watching import look
 
-        return look(run, self.storage, self.cluster)
+        return self._ended(run) or look(run, self.storage, self.cluster)
 
     def watch(
         self,
@@ -164,6 +168,8 @@ class Launcher:
         """
         from launcher.watching import statuses
 
+        if ended := self._ended(run):
+            return iter((ended,))
         return statuses(self.cluster, self.storage, run, on_trouble, timeout=timeout, start_timeout=start_timeout)
 
     def wait(self, run: str, timeout: float | None = None, start_timeout: float | None = None) -> "RunStatus":
@@ -175,13 +181,15 @@ class Launcher:
         """The log across a run's attempts: each line once, and a gap where some may be missing."""
         from launcher import logs
 
+        if self._ended(run):
+            return logs.stored(self.storage, run)
         return (logs.follow if follow else logs.so_far)(self.cluster, self.storage, run)
 
     def why(self, run: str) -> "Diagnosis | None":
         """What keeps a run, or a schedule's nights, from going on; None when nothing does."""
-        from launcher.explaining import why
+        from launcher.explaining import why, why_ended
 
-        return why(run, self.storage, self.cluster)
+        return why_ended(run, self.storage) if self._ended(run) else why(run, self.storage, self.cluster)
 
     def cancel(self, run: str) -> "Cancelled":
         """Ends a run: its Job is deleted, and that it was cancelled is kept."""
@@ -236,15 +244,73 @@ class Launcher:
 
         unschedule(name, self.cluster)
 
+    def find_model(self, source: str) -> "FrozenModel":
+        """A base model of a hub or a directory as it is now, checked as far as can be without its weights.
+
+        Args:
+            source: `hf://organisation/name[@revision]`, a directory, or a prefix of a store.
+        """
+        from launcher.model_adding import find
+
+        return find(source)
+
+    def add_model(
+        self,
+        model: "FrozenModel",
+        to: str,
+        progress: "Progress" = lambda _: None,
+        of_bytes: "Progress" = lambda _: None,
+        on_file: "Callable[[str, AddedFile, bool], object]" = lambda *_: None,
+    ) -> "Added":
+        """Puts a base model into a store, each file verified; what is there already is not moved again.
+
+        Args:
+            model: as `find_model` found it.
+            to: the prefix, `s3://bucket/models/name/`, or a directory.
+            progress: is told of the bytes that move.
+            of_bytes: is told once, before, of how many there are.
+            on_file: is told of each file that is there, and whether it had to be sent.
+        """
+        from job.storage.opening import open_storage
+        from launcher.model_adding import add
+
+        return add(model, open_storage(to.rstrip("/"), _STORE_SECONDS), progress, of_bytes, on_file)
+
     def doctor(self) -> "list[Check]":
         """Whether runs can be launched here: cluster, rights, GPU nodes, queue, store, upload rate."""
         from launcher.doctor import examine
 
         return examine(self.template, self.storage, self.cluster)
 
+    def _ended(self, run: str) -> "RunStatus | None":
+        """How a run has ended, by the store alone, where no cluster is known; None where one is."""
+        from launcher.runs import read_run
+        from launcher.status import ended_by_store
+
+        try:
+            _ = self.cluster
+        except UsageError:
+            if ended := ended_by_store(read_run(self.storage, run)):
+                return ended
+            raise
+        return None
+
     # Last, for its name is that of the type.
-    def list(self, name: str | None = None, limit: int = 20, selector: str | None = None) -> "list[RunLine]":
-        """The newest runs of a model line, or of all; those of the store alone where there is no cluster."""
+    def list(
+        self,
+        name: str | None = None,
+        limit: int = 20,
+        selector: str | None = None,
+        on_overdue: Callable[[str], object] = lambda _: None,
+    ) -> "list[RunLine]":
+        """The newest runs of a model line, or of all; those of the store alone where there is no cluster.
+
+        Args:
+            name: the model line.
+            limit: at most so many.
+            selector: more labels that a Job must have, as kubectl's -l.
+            on_overdue: told the id of each run that has been pending for long, shown or not.
+        """
         from launcher.listing import list_runs
 
         try:
@@ -253,7 +319,7 @@ class Launcher:
             if selector:
                 raise
             cluster = None
-        return list_runs(self.storage, cluster, name, limit, selector)
+        return list_runs(self.storage, cluster, name, limit, selector, on_overdue)
 
 
 def _read(config: Path) -> bytes:

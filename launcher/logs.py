@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 
 from job.contract.documents import Claim
 from job.contract.errors import DataError, NoInputError, UnavailableError
@@ -15,7 +15,7 @@ from launcher.kube import READ_SECONDS, Json
 from launcher.log_lines import Deduplicator, Gap, Told, chunk_lines
 from launcher.pod_log import Pace, PodLog, PodState
 from launcher.runs import newest_attempt, read_run
-from launcher.status import Phase, RunStatus, read_status
+from launcher.status import Phase, RunStatus, ended_by_store, read_status
 
 _PACE = Pace(poll_seconds=3.0, silence_seconds=READ_SECONDS)
 """A run's end is told within ten seconds: two looks, and a last read of what a stream that hangs has kept back."""
@@ -23,7 +23,7 @@ _OUTAGE_SECONDS = 300.0
 
 
 def stored(storage: Storage, run_id: str) -> Iterator[Told]:
-    """The lines that the store has of all attempts, in order, and the gaps where a chunk is damaged."""
+    """The lines that the store has of all attempts, in order, and the gaps where a chunk is damaged: needs no cluster."""
     for number in range(1, newest_attempt(storage, run_id) + 1):
         yield from _StoredLog(storage, run_id, number).more()
 
@@ -73,7 +73,19 @@ class _Run:
         self._claims: list[tuple[Claim, datetime]] = []
         self._stored: dict[int, _StoredLog] = {}
         self._told: set[str] = set()
-        self._look()
+        self._pods: dict[str, Json] = {}
+        self.status: RunStatus
+        self._begin()
+
+    def _begin(self) -> None:
+        """Looks for the first time. Of a run that has ended the store has the log, too, where the API server is away."""
+        try:
+            self._look()
+        except UnavailableError:
+            ended = ended_by_store(read_run(self._storage, self._run_id))
+            if ended is None:
+                raise
+            self.status = ended
 
     def look(self) -> None:
         """Looks again. In an outage what was seen before stands for a while."""
@@ -88,11 +100,10 @@ class _Run:
         keys = RunKeys(self._run_id)
         while found := self._storage.get(key := keys.attempt(len(self._claims) + 1).claim):
             self._claims.append((read_document(Claim, found[0], key), found[1].last_modified))
-        now = datetime.now(UTC)
         job = self._cluster.get_job(self._run_id)
         pods = self._cluster.pods(job["metadata"]["uid"]) if job else []
-        self._pods: dict[str, Json] = {pod["metadata"]["name"]: pod for pod in pods}
-        self.status: RunStatus = read_status(job, pods, read_run(self._storage, self._run_id, now), now)
+        self._pods = {pod["metadata"]["name"]: pod for pod in pods}
+        self.status = read_status(job, pods, read_run(self._storage, self._run_id), self._cluster.now())
         if self.status.phase == Phase.UNKNOWN:
             raise NoInputError(f"{self._run_id}: {self.status.message}", "`finetune list` names those that succeeded.")
         self._looked = time.monotonic()
@@ -129,7 +140,7 @@ class _Run:
         if has_ended(pod):
             return PodState.ENDED
         killed_at = pod["metadata"].get("deletionTimestamp")
-        is_ending = killed_at is not None and datetime.fromisoformat(killed_at) > datetime.now(UTC)
+        is_ending = killed_at is not None and datetime.fromisoformat(killed_at) > self._cluster.now()
         return PodState.LEFT if self.status.terminal and not is_ending else PodState.GOES_ON
 
 

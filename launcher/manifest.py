@@ -100,8 +100,8 @@ def fill(
         spec["suspend"] = True  # Kueue starts it, also when its webhook is down
     set_env(container, "FINETUNE_CONFIG", config_uri)
     set_env(container, "FINETUNE_IMAGE", container["image"])  # a spec that a pod freezes names it as a launch's does
-    grace = spec["template"]["spec"].get("terminationGracePeriodSeconds", 30)
-    set_env(container, "FINETUNE_GRACE_SECONDS", str(grace * 5 // 6))  # the rest is for telling how it ended
+    before_telling = grace_seconds(job) * 5 // 6  # the rest is for telling how it ended
+    set_env(container, "FINETUNE_GRACE_SECONDS", str(before_telling))
     resources = sizes(container, compute)
     container["resources"] = {"requests": resources, "limits": dict(resources)}
     size_scratch(spec["template"]["spec"], compute.scratch_gib)
@@ -142,6 +142,12 @@ def trainer(job: Manifest) -> Manifest:
     raise ConfigError(
         f"the Job template has no container named {CONTAINER}", "Start from the k8s/job.yaml of this version."
     )
+
+
+def grace_seconds(job: Manifest) -> int:
+    """How long a Job's pod has to end itself."""
+    seconds: int = job["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30)
+    return seconds
 
 
 def image_of(template: Manifest) -> str:

@@ -1,13 +1,12 @@
 """What leaves a run pending: a name in the Job template that nothing has, and the runs that have not started for long."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from job.contract.errors import ConfigError
-from launcher.cluster import Cluster
+from launcher.cluster import JOB_UID, Cluster
+from launcher.evidence import ended
 from launcher.gpu_nodes import Note, few, pod_of
 from launcher.kube import Json
-from launcher.launching import ended
 from launcher.manifest import QUEUE, Manifest, is_ours
 
 TOO_LONG = timedelta(minutes=30)
@@ -85,22 +84,29 @@ def pending_runs(cluster: Cluster, limit: timedelta) -> str:
     Raises:
         ConfigError: some have; names them.
     """
-    names = pending_too_long(cluster, limit, datetime.now(UTC))
+    names = pending_too_long(cluster, limit)
     minutes = f"{limit.total_seconds() / 60:g} minutes"
     if names:
         raise ConfigError(f"pending for more than {minutes}: {few(names)}", "`finetune why` says what a run waits for.")
     return f"no run has been pending for more than {minutes}"
 
 
-def pending_too_long(cluster: Cluster, limit: timedelta, now: datetime) -> list[str]:
+def pending_too_long(cluster: Cluster, limit: timedelta) -> list[str]:
     """The launcher's runs, by name, whose pod has not started within so long a time. Suspended ones do not count."""
     unfinished, _ = cluster.jobs("status.successful=0")
+    made, now = pods_made(cluster), cluster.now()
     ours = [job for job in unfinished if is_ours(job) and waits(job)]
     return sorted(
         job["metadata"]["name"]
         for job in ours
-        if (since := waits_since(job, cluster.pods(job["metadata"]["uid"]))) and now - since > limit
+        if (since := waits_since(job, made.get(job["metadata"]["uid"]))) and now - since > limit
     )
+
+
+def pods_made(cluster: Cluster) -> dict[str, datetime]:
+    """When the pods were made that have not started, by the uid of their Job."""
+    pods = [pod for pod in cluster.pending_pods() if not pod.get("deletionTimestamp")]
+    return {pod["labels"].get(JOB_UID, ""): datetime.fromisoformat(pod["creationTimestamp"]) for pod in pods}
 
 
 def waits(job: Json) -> bool:
@@ -109,10 +115,14 @@ def waits(job: Json) -> bool:
     return not stopped and not job.get("status", {}).get("ready")
 
 
-def waits_since(job: Json, pods: Sequence[Json]) -> datetime | None:
-    """Since when it waits for its pod to be made, or to start; None between two attempts."""
-    made = [pod["metadata"]["creationTimestamp"] for pod in pods if pod.get("status", {}).get("phase") == "Pending"]
-    if pods and not made:
-        return None
-    started = job.get("status", {}).get("startTime") or job["metadata"]["creationTimestamp"]
-    return datetime.fromisoformat(max(made, default=started))
+def waits_since(job: Json, pod_made: datetime | None) -> datetime | None:
+    """Since when it waits for its pod to be made, or to start; None between two attempts, or once it runs.
+
+    Args:
+        job: one that waits.
+        pod_made: when the pod was made that has not started; None when there is none.
+    """
+    status = job.get("status", {})
+    if pod_made or status.get("failed") or status.get("active"):
+        return pod_made
+    return datetime.fromisoformat(status.get("startTime") or job["metadata"]["creationTimestamp"])

@@ -1,13 +1,11 @@
 """Fetches what a run made. Needs the store alone, and reads result.json: a prefix is never listed."""
 
 import fcntl
-import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from job.contract.documents import Artifact, Artifacts, Latest, Result, Spec
@@ -15,10 +13,11 @@ from job.contract.errors import DataError, NoInputError, TakenError, UsageError
 from job.contract.keys import RunKeys, is_run_id, latest_key
 from job.contract.model import read_document
 from job.storage import Progress, Storage, no_progress
-from job.storage.local_files import is_unfinished, local_errors, whole_file
+from job.storage.local_files import is_unfinished, local_errors
 from job.storage.names import checked_key
 from job.storage.transfer import each_file, one_at_a_time
 from launcher.evidence import Evidence
+from launcher.fetching import fetch, part_of
 from launcher.runs import read_run
 
 KINDS = tuple(Artifacts.model_fields)
@@ -34,7 +33,7 @@ class Pulled:
     run_id: str
     files: tuple[Path, ...]
     moved_bytes: int
-    """Fetched by this pull."""
+    """Of these files, fetched by this pull."""
     kept_bytes: int
     """There already, and right."""
 
@@ -49,7 +48,7 @@ def pull(
 ) -> Pulled:
     """The artifacts of a run, each under `to/<kind>/` and with its name once its SHA-256 is the result's.
 
-    What an earlier pull left there whole is not fetched again; what is there and differs is replaced.
+    What an earlier pull left there, a file or its beginning, is not fetched again; what is there and differs is replaced.
 
     Args:
         storage: the root of runs.
@@ -71,11 +70,11 @@ def pull(
     whole = sum(artifact.size for artifact in wanted.values())
     of_bytes(whole)
     with _alone(to):
-        _clear({(to / path).parent for path in files})
+        _clear({part_of(to / path, artifact) for path, artifact in files.items()})
         told = one_at_a_time(progress)
         moved = sum(
             each_file(
-                lambda file: _fetch(storage, file[1], to / file[0], told), wanted.items(), lambda file: file[1].size
+                lambda file: fetch(storage, file[1], to / file[0], told), wanted.items(), lambda file: file[1].size
             )
         )
     return Pulled(run_id, tuple(to / path for path in wanted), moved, whole - moved)
@@ -108,12 +107,11 @@ def read_result(storage: Storage, run_id: str) -> Result:
     keys = RunKeys(run_id)
     if found := storage.get(keys.result):
         return read_document(Result, found[0], f"{storage.uri}/{keys.result}")
-    now = datetime.now(UTC)
-    documents = read_run(storage, run_id, now)
+    documents = read_run(storage, run_id)
     if documents.result:  # put in this very moment
         return documents.result
-    run = Evidence({}, None, documents, now)
-    if documents.spec is None and run.attempt is None and storage.head(keys.config) is None:
+    run = Evidence({}, None, documents)
+    if not documents.exists:
         raise NoInputError(f"there is no run {run_id} under {storage.uri}", _LIST)
     raise NoInputError(
         f"{run_id} has no result yet: {_how_far(run)}",
@@ -208,40 +206,10 @@ def _alone(to: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _clear(directories: Iterable[Path]) -> None:
-    """Removes what pulls that were cut left unfinished."""
-    for directory in directories:
+def _clear(parts: Set[Path]) -> None:
+    """Removes what was left unfinished beside these, which are gone on with."""
+    for directory in {part.parent for part in parts}:
         with local_errors(directory):
             for left in directory.iterdir() if directory.is_dir() else ():
-                if is_unfinished(left.name):
+                if is_unfinished(left.name) and left not in parts:
                     left.unlink()
-
-
-def _fetch(storage: Storage, artifact: Artifact, path: Path, progress: Progress) -> int:
-    """Bytes that had to be moved so that the file is there."""
-    with local_errors(path):
-        if path.is_file() and path.stat().st_size == artifact.size and _sha256_of(path) == artifact.sha256:
-            return 0
-    stat = storage.head(artifact.key)
-    if stat is None:
-        raise NoInputError(f"{storage.uri}/{artifact.key} has gone", "Train the run anew with --again.")
-    if stat.size != artifact.size:
-        raise _replaced(storage, artifact, f"it has {stat.size} bytes instead of {artifact.size}")
-    with local_errors(path), whole_file(path) as file:
-        arrived = Path(file.name)
-        storage.download(stat, arrived, progress)  # puts its own file under this name, which then becomes `path`
-        if _sha256_of(arrived) != artifact.sha256:
-            raise _replaced(storage, artifact, "its SHA-256 differs")
-    return artifact.size
-
-
-def _replaced(storage: Storage, artifact: Artifact, how: str) -> DataError:
-    return DataError(
-        f"{storage.uri}/{artifact.key} is not what the result says: {how}",
-        "It was replaced since. Train the run anew with --again.",
-    )
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

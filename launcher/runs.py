@@ -1,7 +1,7 @@
 """What the store holds of a run."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TypeVar
 
 from job.contract.documents import Cancelled, Claim, Lease, Outcome, Result, Spec
@@ -27,9 +27,18 @@ class RunDocuments:
     """The newest attempt's."""
     result: Result | None
     cancelled: Cancelled | None
+    has_config: bool = False
+    """Whether its config is there without a spec: its first attempt, which is to freeze it, has not begun."""
+    root: str = ""
+    """Where runs are kept."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a run: launched, or begun by an attempt."""
+        return bool(self.spec or self.has_config or self.claim or self.lease or self.result)
 
 
-def read_run(storage: Storage, run_id: str, now: datetime) -> RunDocuments:
+def read_run(storage: Storage, run_id: str) -> RunDocuments:
     """All documents of a run, of its attempts the newest one's.
 
     Read in the order in which their absence can be trusted: the lease before the claims, so that it is of none newer;
@@ -39,7 +48,6 @@ def read_run(storage: Storage, run_id: str, now: datetime) -> RunDocuments:
     Args:
         storage: the root of runs.
         run_id: whose.
-        now: the store's present time.
 
     Raises:
         DataError: a document is none that this version reads; names its key.
@@ -51,16 +59,18 @@ def read_run(storage: Storage, run_id: str, now: datetime) -> RunDocuments:
     claim = _newest_claim(storage, keys)
     outcome = _read(storage, Outcome, keys.attempt(claim[0].attempt).outcome) if claim else None
     result = _read(storage, Result, keys.result)
-    beats = [found[1].last_modified for found in (lease, claim) if found]
+    ages = [found[1].age for found in (lease, claim) if found]
     return RunDocuments(
         run_id=run_id,
         spec=_document(spec),
         lease=_document(lease),
-        lease_age=now - max(beats) if beats else None,
+        lease_age=min((age for age in ages if age is not None), default=None),
         claim=_document(claim),
         outcome=_document(outcome),
         result=_document(result),
         cancelled=_document(cancelled),
+        has_config=spec is None and storage.head(keys.config) is not None,
+        root=storage.uri,
     )
 
 

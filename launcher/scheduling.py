@@ -32,7 +32,7 @@ _NIGHT_HOURS = 23  # a night that is stuck ends before the next one of a daily s
 _STARTING_DEADLINE_SECONDS = 7200
 _STARTED = "SuccessfulCreate"
 # Reasons of the CronJob controller's events that mean: no night was started.
-_NOT_STARTED = frozenset({"FailedCreate", "InvalidSchedule", "MissSchedule", "UnknownTimeZone", "UnparseableSchedule"})
+_NOT_STARTED = frozenset({"FailedCreate", "InvalidSchedule", "UnknownTimeZone", "UnparseableSchedule"})
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,10 @@ def _stuck(cronjob: Json, events: Sequence[Json], now: datetime) -> str | None:
     since = moment(status.get("lastSuccessfulTime") or cronjob["metadata"]["creationTimestamp"])
     ended = list(islice(slots(cron, zone, started if active and started else now, reverse=True), 2))
     if since and len(ended) == 2 and ended[-1] > since:
-        last = f": `finetune status {night_name(name, started)}` says how the last one is" if started else ""
+        # Not `launch --resume`: a night's run id is its Job's name, which no config gives.
+        once_more = f"`kubectl create job --from=cronjob/{name} {name}-by-hand` trains once more before the next night"
+        night = night_name(name, started) if started else ""
+        last = f": `finetune status {night}` says how the last one is, {once_more}" if started else ""
         return f"no night has succeeded since {_told(since)}{last}"
     return None
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
 from job.contract.documents import Stage
+from job.contract.exits import IGNORED_CODES, RETRIED_CODES, Exit
 from job.contract.model import Document
 from launcher.categories import RESOLUTIONS, Category
 from launcher.evidence import Evidence, Json
@@ -57,9 +58,13 @@ class RunStatus(Document):
     """How the last attempt ended; null while one runs, or where nobody knows."""
     job_uid: str | None = None
     """Null when there is no Job."""
+    artifacts: dict[str, str] = {}
+    """Of a result: the directory of each kind that it has, as a URI."""
 
 
-def read_status(job: Json | None, pods: Sequence[Json] | None, documents: RunDocuments, now: datetime) -> RunStatus:
+def read_status(
+    job: Json | None, pods: Sequence[Json] | None, documents: RunDocuments, now: datetime | None = None
+) -> RunStatus:
     """The verdict on a run.
 
     To be read in this order: the Job, its pods, the documents. Then no Job is seen complete before its result.
@@ -68,7 +73,7 @@ def read_status(job: Json | None, pods: Sequence[Json] | None, documents: RunDoc
         job: as the API server tells it in JSON; None when it has none of that name.
         pods: those of this Job; None when they are not known.
         documents: what the store holds.
-        now: the present time.
+        now: the API server's time; None where it was not asked.
     """
     run = Evidence(job or {}, pods, documents, now)
     row = next(row for row in _TABLE if row.holds(run))
@@ -84,11 +89,26 @@ def read_status(job: Json | None, pods: Sequence[Json] | None, documents: RunDoc
     )
 
 
+def ended_by_store(documents: RunDocuments) -> RunStatus | None:
+    """The verdict where no cluster can be asked: that of a run which the store alone tells to have ended, else None.
+
+    That is by a result, by a cancellation, or by an attempt after which the Job starts no other.
+    """
+    run = Evidence({}, None, documents)
+    is_final = run.outcome and run.outcome.code not in {Exit.OK} | RETRIED_CODES | IGNORED_CODES
+    return read_status(None, None, documents) if documents.result or run.cancelled or is_final else None
+
+
 def _progress(run: Evidence, phase: Phase) -> dict[str, Any]:
     """How far it came, and how it ended."""
     if result := run.documents.result:
         trained = {"step": result.train.steps, "of": result.train.steps, "loss": result.train.train_loss}
-        return {"attempt": result.attempt, "exit_code": 0, **trained}
+        folders = {
+            kind: f"{run.documents.root}/{files[0].key.partition(f'/{kind}/')[0]}/{kind}/"
+            for kind, files in result.artifacts
+            if files
+        }
+        return {"attempt": result.attempt, "exit_code": 0, "artifacts": folders, **trained}
     runs = phase == Phase.RUNNING
     told: dict[str, Any] = {"attempt": run.attempt, "exit_code": None if runs else run.exit_code}
     lease = run.documents.lease
@@ -222,15 +242,22 @@ _TABLE = (
         Phase.FAILED,
         "{0.outcome.name}",
         lambda run: run.outcome and run.outcome.code,
-        "its Job is gone, and it left no result: {0.ending}",
+        "no Job of it is to be seen, and it left no result: {0.ending}",
         "{0.advice}",
     ),
     _Row(
         Phase.FAILED,
         "JobGone",
-        lambda run: run.documents.spec or run.attempt,
+        lambda run: run.attempt,
         "its Job is gone, and it left no result",
         _LAUNCH,
+    ),
+    _Row(
+        Phase.PENDING,
+        "NoJobHere",
+        lambda run: run.documents.exists,
+        "no Job here and no attempt yet: it may be queued in another cluster or namespace",
+        "`launch` creates its Job here.",
     ),
     _Row(Phase.UNKNOWN, "NoSuchRun", lambda run: True, "there is no such run, and no Job of its name"),
 )

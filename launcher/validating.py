@@ -3,12 +3,13 @@
 import tempfile
 from pathlib import Path
 
+from job.base_model import check_before_weights
 from job.contract.documents import Spec
 from job.contract.errors import PermissionDenied
 from job.dataset.prepared import Prepared
 from job.dataset.preparing import prepare
 from job.dataset.tokenizer import load_tokenizer
-from job.inputs import fetch_base_model, fetch_dataset
+from job.inputs import fetch_dataset, fetch_model_files, file_name, is_weights
 from launcher.cluster import Cluster
 
 
@@ -30,15 +31,16 @@ def check_rows(spec: Spec) -> Prepared:
         DataError, NoInputError, ConfigError: an input that cannot be used, with the reason.
     """
     recipe = spec.recipe
-    light = tuple(file for file in spec.base_model.files if not file.uri.endswith(".safetensors"))
-    spec = spec.model_copy(update={"base_model": spec.base_model.model_copy(update={"files": light})})
+    files = spec.base_model.files
     with tempfile.TemporaryDirectory(prefix="finetune-validate-") as directory:
-        base = fetch_base_model(spec, Path(directory, "base"))
+        light = [file for file in files if not is_weights(file)]
+        base = fetch_model_files(light, Path(directory, "base"))[0].parent
+        check_before_weights([file_name(file) for file in files], base)
         template = recipe.chat_template
         if spec.chat_template is not None:
             template = str(Path(directory, "template.jinja"))
             Path(template).write_text(spec.chat_template, "utf-8")
         tokenizer = load_tokenizer(base, template, recipe.chat_template_date)
-        files = fetch_dataset(spec, Path(directory, "dataset"))
-        held_out = files.eval or (recipe.dataset.eval if isinstance(recipe.dataset.eval, float) else None)
-        return prepare(files.train, held_out, recipe, tokenizer, None, gpus=spec.gpus, name_of=files.name_of)
+        rows = fetch_dataset(spec, Path(directory, "dataset"))
+        held_out = rows.eval or (recipe.dataset.eval if isinstance(recipe.dataset.eval, float) else None)
+        return prepare(rows.train, held_out, recipe, tokenizer, None, gpus=spec.gpus, name_of=rows.name_of)

@@ -10,16 +10,17 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from queue import Empty, SimpleQueue
 
 from job.contract.errors import JobError, NoInputError, UnavailableError
 from job.storage import Storage
 from launcher.cluster import Cluster
+from launcher.evidence import at, condition_of, moment
 from launcher.kube import Answer, Gone, Json, Lost
 from launcher.manifest import ENDED_BECAUSE
 from launcher.runs import read_run
-from launcher.status import Phase, RunStatus, read_status
+from launcher.status import Phase, RunStatus, ended_by_store, read_status
 
 _WATCH_SECONDS, _PATIENCE_SECONDS = 60, 600.0
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 10.0
@@ -42,13 +43,26 @@ class Sight:
     """What the API server tells of a run."""
 
     job: Json | None
-    pods: list[Json]
+    pods: list[Json] | None
+    """None before it has told anything."""
+
+
+_NOTHING_SEEN = Sight(None, None)
 
 
 def look(run_id: str, storage: Storage, cluster: Cluster) -> RunStatus:
-    """The run's status now."""
-    job = cluster.get_job(run_id)
-    return _judge(_sight(cluster, job), storage, run_id)
+    """The run's status now; from the store alone where the API server is away and the run has ended.
+
+    Raises:
+        UnavailableError: the store cannot be reached, or only the API server could tell.
+    """
+    try:
+        sight = _sight(cluster, cluster.get_job(run_id))
+    except UnavailableError:
+        if ended := ended_by_store(read_run(storage, run_id)):
+            return ended
+        raise
+    return read_status(sight.job, sight.pods, read_run(storage, run_id), cluster.now())
 
 
 def statuses(
@@ -75,22 +89,28 @@ def statuses(
         NoInputError: there is no such run.
         JobDeleted: there is no Job any more, and no other in its place.
         TimedOut: the time is over.
-        UnavailableError: the API server or the store stayed away.
+        UnavailableError: the API server or the store stayed away. Where the store alone tells an end, that is the end.
     """
     until = math.inf if timeout is None else time.monotonic() + timeout
+    to_start = math.inf if start_timeout is None else start_timeout
     store = _Patience(_PATIENCE_SECONDS, on_trouble)
     seen = False
     with closing(observe(cluster, run_id, every, on_trouble, until)) as sights:
         for sight in sights:
             try:
-                status = _judge(sight, storage, run_id)
-                now = datetime.now(UTC)
-                if sight.job and start_timeout is not None and cannot_start(sight.job, status, now, start_timeout):
-                    _end(sight.job, f"no pod of it ran within {start_timeout:g} s: {status.message}", cluster)
+                documents = read_run(storage, run_id)
+                if sight.pods is None:
+                    status = ended_by_store(documents)
+                else:
+                    status = read_status(sight.job, sight.pods, documents, cluster.now())
+                if status and sight.job and cannot_start(sight.job, status, cluster.now(), to_start):
+                    _end(sight.job, f"no pod of it ran within {to_start:g} s: {status.message}", cluster)
             except UnavailableError as error:
                 store.bear(error)
                 continue
             store.renew()
+            if status is None:
+                continue
             if status.phase == Phase.UNKNOWN and not seen:
                 raise NoInputError(f"{run_id}: {status.message}", "`finetune list` names the runs.")
             yield status
@@ -112,6 +132,8 @@ def observe(
     patience_seconds: float = _PATIENCE_SECONDS,
 ) -> Generator[Sight, None, None]:
     """What is to be seen of a run: now, at every change of its Job, and the same again after `every` seconds of silence.
+
+    While the API server is away from the beginning that is nothing.
 
     Args:
         cluster: where its Job is.
@@ -140,6 +162,7 @@ def observe(
                     newest = news
                 elif isinstance(news, UnavailableError):
                     server.bear(news)
+                    newest = newest or _NOTHING_SEEN
                 else:
                     raise news
             if newest:
@@ -149,13 +172,12 @@ def observe(
 
 
 def cannot_start(job: Json, status: RunStatus, now: datetime, start_timeout: float) -> bool:
-    """Whether no pod of a Job has run though it was to start so many seconds ago. Pure."""
+    """Whether no pod of a Job has run though it was to start so many seconds ago, by the API server's clock. Pure."""
     # startTime is set anew when it leaves a queue, in one step with the end of the condition Suspended.
-    started, conditions = (job.get("status", {}).get(field) for field in ("startTime", "conditions"))
-    suspended = any(one["type"] == "Suspended" and one["status"] == "True" for one in conditions or ())
-    if status.phase != Phase.PENDING or suspended or not started:
+    started = moment(at(job, "status", "startTime"))
+    if status.phase != Phase.PENDING or condition_of(job, "Suspended") or not started:
         return False
-    return now - datetime.fromisoformat(started) > timedelta(seconds=start_timeout)
+    return (now - started).total_seconds() > start_timeout
 
 
 def _end(job: Json, reason: str, cluster: Cluster) -> None:
@@ -249,11 +271,6 @@ def read_event(line: bytes) -> tuple[str, Json]:
     if kind == "ERROR":
         raise Answer(told.get("code", 500), json.dumps(told).encode()).error()
     return kind, told
-
-
-def _judge(sight: Sight, storage: Storage, run_id: str) -> RunStatus:
-    now = datetime.now(UTC)
-    return read_status(sight.job, sight.pods, read_run(storage, run_id, now), now)
 
 
 def _sight(cluster: Cluster, job: Json | None) -> Sight:

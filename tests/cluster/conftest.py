@@ -2,8 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 import pytest
@@ -16,8 +18,22 @@ from launcher.cluster import Cluster
 from launcher.kube import Json
 from launcher.launching import Prepared, prepare
 from launcher.manifest import Manifest
+from tests.cluster.faults import FaultyApi, faulty_api
 from tests.conftest import ROOT
 from tests.tiny import make_tiny_model, sums
+
+SECONDS = 60
+"""No test is to hang."""
+T = TypeVar("T")
+
+
+def until(found: Callable[[], T], seconds: float = SECONDS) -> T:
+    """What is found first that is true."""
+    deadline = time.monotonic() + seconds
+    while not (there := found()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return there
 
 
 class Theirs(ControlPlane):
@@ -50,6 +66,19 @@ def cluster(plane: ControlPlane) -> Iterator[Cluster]:
     made = fresh_namespace(plane)
     yield made
     made.api.send("DELETE", f"/api/v1/namespaces/{made.namespace}")
+
+
+@pytest.fixture
+def api(plane: ControlPlane, tmp_path: Path) -> Iterator[FaultyApi]:
+    """A server before the control plane's, that misbehaves as it is told to."""
+    with faulty_api(plane, tmp_path) as between:
+        yield between
+
+
+@pytest.fixture
+def through(api: FaultyApi, cluster: Cluster) -> Cluster:
+    """The same namespace, through the server between."""
+    return Cluster.connect(str(api.kubeconfig), namespace=cluster.namespace)
 
 
 def fresh_namespace(plane: ControlPlane) -> Cluster:

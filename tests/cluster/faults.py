@@ -44,7 +44,7 @@ class FaultyApi:
     seen: list[Request] = field(default_factory=list)
     connections: list[socket.socket] = field(default_factory=list)
     responses: list[urllib3.BaseHTTPResponse] = field(default_factory=list)
-    silent: float = 0
+    silent: int = 0
     """The connections up to this number get nothing more."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     over: threading.Event = field(default_factory=threading.Event)
@@ -63,12 +63,8 @@ class FaultyApi:
         """How many requests of a method have come whose path, with its query, has this pattern in it."""
         return sum(request.method == method and bool(re.search(pattern, request.path)) for request in self.seen)
 
-    def fall_silent(self, also_new: bool = False) -> None:
+    def fall_silent(self) -> None:
         """As when a middlebox forgets the connections that there are: they stay open, and nothing comes any more."""
-        self.silent = math.inf if also_new else len(self.connections)
-
-    def hear_again(self) -> None:
-        """New connections work again."""
         self.silent = len(self.connections)
 
     def _forward(self, request: Request) -> Answer:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -27,35 +28,35 @@ _LEFT_OUT |= {"volumeMounts", "volumes"}
 
 
 def recorded(
-    category: Category,
+    name: str,
     cluster: Cluster,
     run_id: str,
     storage: Storage | None = None,
-    variant: str = "",
+    words: str = "",
     later: timedelta = timedelta(),
 ) -> Diagnosis:
-    """The diagnosis once it is of this category, which it must become.
+    """The diagnosis once it is the one of this name, which it must become.
 
     Args:
-        category: names the file as well.
+        name: of the file: the category's, and where it has several a hyphen and what tells this one from them.
         cluster: where the run's Job is.
         run_id: of the run, and the name of its Job.
         storage: the root of runs; None when the run has left nothing there.
-        variant: tells this status from others of the category.
+        words: a pattern that the diagnosis' text must have as well.
         later: how much later it is looked at than it was told.
     """
+    category = Category[name.partition("-")[0].upper()]
     deadline = time.monotonic() + _SECONDS
     while True:
         seen = look(cluster, run_id, storage, later)
         found = diagnose(seen.job, seen.pods, seen.events, seen.documents, seen.now, seen.queue_exists)
-        if found and found.category == category:
+        if found and found.category == category and re.search(words, found.text):
             break
         assert time.monotonic() < deadline, (found, seen)
         time.sleep(0.2)
     if os.environ.get("FINETUNE_RECORD") == "1":
-        stem = "-".join(filter(None, (category.name.lower(), variant)))
         body = json.dumps(_pruned(_json(seen)), indent=1, ensure_ascii=False)
-        (RECORDED / f"{stem}.json").write_text(f"{body}\n")
+        (RECORDED / f"{name}.json").write_text(f"{body}\n")
     return found
 
 

@@ -1,12 +1,10 @@
 """What a cancel promises: the run ends, it is written down who ended it, and nothing else is touched."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from examples.cluster.control_plane import ControlPlane
 from job.contract.documents import Cancelled
 from job.contract.errors import NoInputError, TakenError
 from job.contract.keys import RunKeys
@@ -18,10 +16,9 @@ from launcher.launching import Prepared, launch
 from launcher.manifest import Manifest
 from launcher.status import Phase
 from launcher.watching import look
-from tests.cluster.conftest import post
-from tests.cluster.faults import FaultyApi, faulty_api
+from tests.cluster.conftest import SECONDS, post, until
+from tests.cluster.faults import FaultyApi
 from tests.cluster.test_launch_promises import (
-    SECONDS,
     Site,
     at_rest,
     claim,
@@ -35,15 +32,8 @@ from tests.cluster.test_launch_promises import (
     release,
     survives,
     swaps,
-    until,
 )
 from tests.launcher.runs import publish, run_of
-
-
-@pytest.fixture
-def api(plane: ControlPlane, tmp_path: Path) -> Iterator[FaultyApi]:
-    with faulty_api(plane, tmp_path) as between:
-        yield between
 
 
 def cancelled(storage: Storage, run_id: str) -> Cancelled | None:
@@ -152,9 +142,8 @@ def test_promise_57_killed_in_a_later_launch_and_finished_by_the_next(
 
 
 def test_promise_57_of_a_job_that_is_being_deleted(
-    prepared: Prepared, storage: Storage, api: FaultyApi, cluster: Cluster
+    prepared: Prepared, storage: Storage, through: Cluster, cluster: Cluster
 ) -> None:
-    through = Cluster.connect(str(api.kubeconfig), namespace=cluster.namespace)
     uid = hold(prepared, storage, cluster)
     assert cluster.delete_job(prepared.run_id, uid)
     with ThreadPoolExecutor(1) as other:
@@ -182,11 +171,10 @@ def test_nobody_s_run_cannot_be_cancelled(storage: Storage, cluster: Cluster) ->
 
 
 def test_promise_5_the_job_that_took_the_name_meanwhile_survives(
-    prepared: Prepared, storage: Storage, api: FaultyApi, cluster: Cluster
+    prepared: Prepared, storage: Storage, api: FaultyApi, through: Cluster, cluster: Cluster
 ) -> None:
     first = launch(queued(prepared), storage, cluster).job
     api.on_request = swaps(prepared, cluster)
-    through = Cluster.connect(str(api.kubeconfig), namespace=cluster.namespace)
     assert first
     assert cancel(prepared.run_id, storage, through, "ada").job_uid == first["metadata"]["uid"]
     survivor = job_of(cluster, prepared.run_id)["metadata"]

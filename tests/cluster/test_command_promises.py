@@ -3,7 +3,8 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from signal import SIGINT
@@ -14,20 +15,35 @@ import yaml
 from examples.cluster.control_plane import ControlPlane
 from job.contract.errors import ConfigError
 from job.contract.keys import RunKeys
+from job.contract.model import canonical_bytes
 from job.run import Run
 from job.storage import Storage
 from job.storage.opening import open_storage
 from launcher import cli
+from launcher.cancelling import cancel
 from launcher.cluster import Cluster
 from launcher.kube import Json
 from launcher.launching import Prepared, launch
-from launcher.manifest import Manifest
+from launcher.manifest import SPEC_SHA256, Manifest
 from launcher.status import Phase
 from launcher.watching import look
-from tests.cluster.conftest import post
-from tests.cluster.faults import FaultyApi, faulty_api
+from tests.cluster.conftest import SECONDS, post, until
+from tests.cluster.faults import FaultyApi
 from tests.cluster.test_cli import Terminal
-from tests.cluster.test_launch_promises import SECONDS, at_rest, delete, job_of, names, process, queued, survives, until
+from tests.cluster.test_launch_promises import (
+    ELSEWHERE,
+    HELD,
+    at_rest,
+    claim,
+    delete,
+    hold,
+    job_of,
+    names,
+    process,
+    queued,
+    release,
+    survives,
+)
 from tests.cluster.test_launching import fail
 from tests.launcher.runs import publish
 
@@ -35,12 +51,6 @@ from tests.launcher.runs import publish
 @pytest.fixture
 def terminal(plane: ControlPlane, cluster: Cluster, storage: Storage) -> Terminal:
     return Terminal(plane, cluster, storage)
-
-
-@pytest.fixture
-def api(plane: ControlPlane, tmp_path: Path) -> Iterator[FaultyApi]:
-    with faulty_api(plane, tmp_path) as between:
-        yield between
 
 
 def with_template(terminal: Terminal, template: Manifest, path: Path) -> None:
@@ -73,6 +83,9 @@ def test_promise_4_a_run_that_has_succeeded_trains_nothing_though_its_job_is_gon
         told = terminal.run("launch", str(config_file), "-o", "json", *words)
         assert (told.returncode, json.loads(told.stdout)["phase"]) == (0, "Succeeded"), told.stderr
         assert "has its result already" in told.stderr
+    lora = f"{storage.uri}/runs/{prepared.run_id}/attempts/1/lora/"
+    assert json.loads(told.stdout)["artifacts"] == {"lora": lora}
+    assert lora in terminal.run("launch", str(config_file)).stdout.split()
     assert names(cluster) == set()
 
 
@@ -104,7 +117,168 @@ def test_promise_6_a_dry_run_writes_nothing(
     assert list(storage.list("")) == []
     launch(queued(prepared), storage, cluster)
     assert set(everything(cluster)) - set(before) >= {f"/apis/batch/v1/jobs/{prepared.run_id}"}, "it would be seen"
-    assert "would find its Job" in terminal.run("launch", str(config_file), "--dry-run=server").stdout
+
+
+def is_there(run: Prepared, storage: Storage, cluster: Cluster) -> None:
+    launch(queued(run), storage, cluster)
+    at_rest(cluster, run.run_id)
+
+
+def has_failed(run: Prepared, storage: Storage, cluster: Cluster) -> None:
+    launch(run, storage, cluster)
+    fail(cluster, run.run_id)
+
+
+def has_succeeded(run: Prepared, storage: Storage, cluster: Cluster) -> None:
+    publish(Run(storage, run.spec, run.run_id))
+
+
+def has_another_spec(run: Prepared, storage: Storage, cluster: Cluster) -> None:
+    changed = canonical_bytes(run.spec).replace(b'"learning_rate":0.0002', b'"learning_rate":0.5')
+    storage.put(RunKeys(run.run_id).spec, changed)
+
+
+def has_the_job_of_another(run: Prepared, storage: Storage, cluster: Cluster) -> None:
+    job = queued(run).job
+    job["metadata"]["annotations"][SPEC_SHA256] = "0" * 64
+    assert cluster.create_job(job)
+    at_rest(cluster, run.run_id)
+
+
+def runs_elsewhere(run: Prepared, storage: Storage, cluster: Cluster) -> None:
+    claim(storage, run, **ELSEWHERE)
+
+
+def has_failed_and_runs_elsewhere(run: Prepared, storage: Storage, cluster: Cluster) -> None:
+    has_failed(run, storage, cluster)
+    runs_elsewhere(run, storage, cluster)
+
+
+def was_cancelled(run: Prepared, storage: Storage, cluster: Cluster) -> None:
+    launch(queued(run), storage, cluster)
+    cancel(run.run_id, storage, cluster, "ada")
+
+
+def is_being_deleted(run: Prepared, storage: Storage, cluster: Cluster) -> None:
+    assert cluster.delete_job(run.run_id, hold(run, storage, cluster))
+    until(lambda: job_of(cluster, run.run_id)["metadata"]["finalizers"] == [HELD])
+
+
+Case = Callable[[Prepared, Storage, Cluster], None]
+PLANNED: list[tuple[Case, str, str, str]] = [
+    (is_there, "", "attach", "would find its Job in {namespace}"),
+    (is_there, "--resume", "attach", "would find its Job in {namespace}"),
+    (has_succeeded, "--resume", "nothing", "has its result already: nothing would be done"),
+    (has_failed, "--resume", "replace", "would be created anew in {namespace}: its Job has ended (Failed)"),
+    (was_cancelled, "", "create", "was cancelled by ada, and would be created anew in {namespace}"),
+    (is_being_deleted, "", "replace", "would be created anew in {namespace}: its Job is being deleted"),
+]
+REFUSED: list[tuple[Case, str, int, str]] = [
+    (has_failed, "", 1, "launch with --resume to go on"),
+    (has_another_spec, "", 73, "training.learning_rate was 0.5 and is 0.0002"),
+    (has_the_job_of_another, "", 73, "belongs to another spec"),
+    (runs_elsewhere, "", 73, "site east"),
+    (has_failed_and_runs_elsewhere, "--resume", 73, "site east"),
+]
+
+
+def at_work(cluster: Cluster) -> dict[str, str]:
+    """All but the events, which tell of what was before; once nothing changes any more."""
+
+    def there() -> dict[str, str]:
+        return {name: version for name, version in everything(cluster).items() if "/events/" not in name}
+
+    def same_for_a_while() -> dict[str, str] | None:
+        before = there()
+        time.sleep(0.5)
+        return before if before == there() else None
+
+    return until(same_for_a_while) or {}
+
+
+def kept(storage: Storage) -> dict[str, str]:
+    return {stat.key: stat.etag for stat in storage.list("")}
+
+
+@pytest.mark.parametrize(("case", "flag", "action", "message"), PLANNED)
+def test_promise_6_a_dry_run_tells_what_a_launch_does(
+    case: Case,
+    flag: str,
+    action: str,
+    message: str,
+    terminal: Terminal,
+    config_file: Path,
+    prepared: Prepared,
+    storage: Storage,
+    cluster: Cluster,
+) -> None:
+    case(prepared, storage, cluster)
+    before = at_work(cluster), kept(storage)
+    words = ("launch", str(config_file), *filter(None, [flag]))
+    told = [terminal.run(*words, "--dry-run=server", *form) for form in ((), ("-o", "json"), ("-o", "yaml"))]
+    assert [each.returncode for each in told] == [0, 0, 0], told
+    said = message.format(namespace=cluster.namespace)
+    assert told[0].stdout == f"{prepared.run_id} {said}\n"
+    planned = json.loads(told[1].stdout)
+    assert planned == yaml.safe_load(told[2].stdout)
+    assert (planned["run_id"], planned["action"], planned["message"]) == (prepared.run_id, action, said)
+    assert terminal.run(*words, "--dry-run=server", "-o", "name").stdout == f"{prepared.run_id}\n"
+    assert (at_work(cluster), kept(storage)) == before
+    standing = cluster.get_job(prepared.run_id)
+    if case is is_being_deleted:
+        release(cluster, prepared.run_id)
+    done = terminal.run(*words)
+    assert done.returncode == 0, done.stderr
+    uids = [job and job["metadata"]["uid"] for job in (standing, cluster.get_job(prepared.run_id))]
+    assert (uids[0] != uids[1]) == (action in ("create", "replace")), "as it was told"
+
+
+@pytest.mark.parametrize(("case", "flag", "code", "message"), REFUSED)
+def test_promise_6_a_dry_run_is_refused_as_its_launch(
+    case: Case,
+    flag: str,
+    code: int,
+    message: str,
+    terminal: Terminal,
+    config_file: Path,
+    prepared: Prepared,
+    storage: Storage,
+    cluster: Cluster,
+) -> None:
+    case(prepared, storage, cluster)
+    before = at_work(cluster), kept(storage)
+    words = ("launch", str(config_file), *filter(None, [flag]))
+    dry, done = terminal.run(*words, "--dry-run=server"), terminal.run(*words)
+    assert [(each.returncode, each.stdout, message in each.stderr) for each in (dry, done)] == [(code, "", True)] * 2
+    assert (at_work(cluster), kept(storage)) == before, "neither of them"
+
+
+def test_promise_6_a_dry_run_that_resumes_shows_what_pod_security_has_against_it(
+    terminal: Terminal,
+    config_file: Path,
+    prepared: Prepared,
+    template: Manifest,
+    storage: Storage,
+    cluster: Cluster,
+    tmp_path: Path,
+) -> None:
+    has_failed(prepared, storage, cluster)
+    template["spec"]["template"]["spec"]["hostNetwork"] = True
+    with_template(terminal, template, tmp_path / "job.yaml")
+    refused = terminal.run("launch", str(config_file), "--dry-run=server", "--resume")
+    assert (refused.returncode, "hostNetwork=true" in refused.stderr) == (78, True), refused
+
+
+@pytest.mark.parametrize("words", [(), ("--again",), ("--freeze=pod",)], ids=" ".join)
+def test_what_is_rendered_is_what_is_sent(
+    words: tuple[str, ...], terminal: Terminal, config_file: Path, api: FaultyApi, cluster: Cluster
+) -> None:
+    rendered = terminal.run("render", str(config_file), *words, cluster=False)
+    terminal.cluster = ["--kubeconfig", str(api.kubeconfig), "-n", cluster.namespace]
+    launched = terminal.run("launch", str(config_file), *words)
+    assert (rendered.returncode, launched.returncode) == (0, 0), launched.stderr
+    [sent] = [json.loads(request.body) for request in api.seen if request.method == "POST"]
+    assert yaml.safe_load(rendered.stdout) == sent
 
 
 def test_promise_6_a_dry_run_shows_what_pod_security_has_against_it(

@@ -5,7 +5,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,38 +19,25 @@ import pytest
 
 from examples.cluster.control_plane import ControlPlane
 from job.contract.documents import Claim, Lease
-from job.contract.errors import TakenError, UnavailableError
+from job.contract.errors import ConfigError, TakenError, UnavailableError
 from job.contract.keys import RunKeys, config_key
 from job.contract.model import canonical_bytes
 from job.storage import Storage
 from job.storage.opening import open_storage
 from launcher.cancelling import cancel
 from launcher.cluster import Cluster
+from launcher.deciding import RunFailed
 from launcher.kube import Json
-from launcher.launching import Prepared, RunFailed, launch, prepare
+from launcher.launching import Prepared, launch, prepare
 from launcher.manifest import SELECTOR, SPEC_SHA256, Manifest
-from tests.cluster.conftest import fresh_namespace
-from tests.cluster.faults import Answer, Fault, FaultyApi, Send, faulty_api, loses_the_answer, only, says
+from tests.cluster.conftest import SECONDS, fresh_namespace, until
+from tests.cluster.faults import Answer, Fault, FaultyApi, Send, loses_the_answer, only, says
 from tests.cluster.test_launching import fail
 from tests.storage.faulty_s3 import BrokenConnection, Request
 
-SECONDS = 60
-"""No test is to hang."""
 HELD = "finetune.local/test"
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload([__name__, "launcher.cli", "launcher.watching", "launcher.cancelling"])
-
-
-@pytest.fixture
-def api(plane: ControlPlane, tmp_path: Path) -> Iterator[FaultyApi]:
-    with faulty_api(plane, tmp_path) as between:
-        yield between
-
-
-@pytest.fixture
-def through(api: FaultyApi, cluster: Cluster) -> Cluster:
-    """The same namespace, through the server between."""
-    return Cluster.connect(str(api.kubeconfig), namespace=cluster.namespace)
 
 
 @dataclass(frozen=True)
@@ -90,13 +77,6 @@ def job_of(cluster: Cluster, run_id: str) -> Json:
     job = cluster.get_job(run_id)
     assert job
     return job
-
-
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def queued(prepared: Prepared) -> Prepared:
@@ -278,6 +258,50 @@ def test_promise_2_a_resume_killed_at_any_request_is_made_good_by_the_next(
     assert 4 < number < len(runs)
 
 
+def again_there(config_bytes: bytes, template: Manifest, freeze_in_pod: bool, site: Site, number: int = 0) -> None:
+    storage = dying(site, number)
+    fresh = prepare(config_bytes, "config.yaml", template, storage, "ada", True, freeze_in_pod)
+    launch(fresh, storage, site.cluster)
+
+
+@pytest.mark.parametrize("where", EVERYWHERE)
+@pytest.mark.parametrize("freeze_in_pod", [False, True], ids=["frozen", "to be frozen in its pod"])
+def test_promise_2_a_fresh_run_whose_launcher_was_killed_is_finished_or_was_never_begun(
+    where: str,
+    freeze_in_pod: bool,
+    config_file: Path,
+    template: Manifest,
+    site: Site,
+    api: FaultyApi,
+    storage: Storage,
+    cluster: Cluster,
+) -> None:
+    number, runs, over = 0, set[str](), False
+    while not over:
+        number += 1
+        body = nth(number, config_file, template, storage).config_bytes
+
+        def fresh(resume: bool = False, body: bytes = body) -> Prepared:
+            return prepare(body, "config.yaml", template, storage, "ada", True, freeze_in_pod, resume)
+
+        printed = fresh().run_id
+        over = survives(api, where, number, again_there, body, template, freeze_in_pod, site)
+        begun = fresh().run_id != printed
+        assert begun or cluster.get_job(printed) is None
+        finished = fresh(resume=begun)
+        assert finished.run_id == printed
+        launch(finished, storage, cluster, resume=begun)
+        following = fresh()
+        assert launch(following, storage, cluster).created, "each ordinal has its own"
+        runs |= {printed, following.run_id}
+        assert names(cluster) == runs
+        kept = storage.get(RunKeys(printed).config)
+        assert kept
+        assert kept[0] == body
+    assert number > (5 if "store" in where else 2)
+    assert len(runs) == 2 * number
+
+
 def test_promise_2_a_lost_answer_never_doubles(
     prepared: Prepared, storage: Storage, api: FaultyApi, through: Cluster, cluster: Cluster
 ) -> None:
@@ -285,8 +309,65 @@ def test_promise_2_a_lost_answer_never_doubles(
     launched = launch(prepared, storage, through)
     assert launched.job
     assert launched.job["metadata"]["uid"] == job_of(cluster, prepared.run_id)["metadata"]["uid"]
-    assert [request.method for request in api.seen] == ["GET", "POST", "GET"]
+    assert api.count("POST", "/jobs") == 1
+    assert [request.method for request in api.seen[:3]] == ["GET", "POST", "GET"]
     assert names(cluster) == {prepared.run_id}
+
+
+def weakened(prepared: Prepared) -> Prepared:
+    """The same with pods that a restricted namespace refuses: its Job is made all the same, with a warning."""
+    job = copy.deepcopy(prepared.job)
+    job["spec"]["template"]["spec"]["hostNetwork"] = True
+    return replace(prepared, job=job)
+
+
+def test_promise_9_a_warning_is_heard_though_the_answer_was_lost(
+    prepared: Prepared, storage: Storage, api: FaultyApi, through: Cluster, cluster: Cluster
+) -> None:
+    api.faults = [only("POST", "/jobs", loses_the_answer, times=1)]
+    with pytest.raises(ConfigError, match="hostNetwork"):
+        launch(weakened(prepared), storage, through)
+    assert api.count("POST", "/jobs") == 1
+    until(lambda: not names(cluster))  # no Job is left whose pods are never made
+
+
+def test_promise_9_a_warning_that_a_killed_launcher_got_is_heard_by_the_next(
+    prepared: Prepared, storage: Storage, site: Site, api: FaultyApi, cluster: Cluster
+) -> None:
+    assert not survives(api, "before the API server's answer", 2, launch_there, weakened(prepared), site)
+    assert names(cluster) == {prepared.run_id}
+    with pytest.raises(ConfigError, match="hostNetwork"):
+        launch(prepared, storage, cluster)
+    until(lambda: not names(cluster))
+    assert launch(prepared, storage, cluster).created, "its template is in order"
+
+
+def test_promise_9_a_job_with_a_pod_survives_a_namespace_that_has_grown_strict(
+    prepared: Prepared, storage: Storage, cluster: Cluster
+) -> None:
+    def allow(level: str) -> None:
+        labels = {f"pod-security.kubernetes.io/{mode}": level for mode in ("enforce", "warn")}
+        body, merge = {"metadata": {"labels": labels}}, "application/merge-patch+json"
+        cluster.api.send("PATCH", f"/api/v1/namespaces/{cluster.namespace}", body=body, content_type=merge)
+
+    def refused() -> bool:  # not at once: the API server has it from a cache
+        try:
+            cluster.create_job(weakened(prepared).job, dry_run=True)
+        except ConfigError:
+            return True
+        return False
+
+    allow("privileged")
+    until(lambda: not refused())
+    first = launch(weakened(prepared), storage, cluster).job
+    until(lambda: job_of(cluster, prepared.run_id)["status"].get("active"))
+    allow("restricted")
+    until(refused)
+    joined = launch(prepared, storage, cluster)
+    assert first
+    assert joined.job
+    assert (joined.created, joined.job["metadata"]["uid"]) == (False, first["metadata"]["uid"])
+    assert "deletionTimestamp" not in job_of(cluster, prepared.run_id)["metadata"]
 
 
 def answers_500(request: Request, send: Send) -> Answer:
@@ -309,7 +390,7 @@ def test_promise_39_a_refused_post_is_looked_up_before_it_is_sent_again(
 ) -> None:
     api.faults = [only("POST", "/jobs", fault, times=2)]
     assert launch(prepared, storage, through).job
-    assert [request.method for request in api.seen] == asked.split()
+    assert [request.method for request in api.seen if request.method != "PATCH"] == asked.split()
     assert names(cluster) == {prepared.run_id}
 
 

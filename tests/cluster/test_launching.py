@@ -1,22 +1,26 @@
 """From a config to exactly one Job, on a real API server with its real controllers."""
 
 import copy
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from job.contract.errors import ConfigError, TakenError, UnavailableError
-from job.contract.keys import RunKeys
+from job.contract.keys import RunKeys, config_key
+from job.run import Run
 from job.storage import Storage
 from launcher.cancelling import cancel
 from launcher.cluster import Cluster
-from launcher.kube import Answer, Api, Lost
-from launcher.launching import Prepared, RunFailed, ended, launch, prepare
+from launcher.deciding import RunFailed
+from launcher.kube import Api, Json
+from launcher.launching import Prepared, launch, prepare
 from launcher.manifest import SELECTOR, SPEC_SHA256, Manifest
+from tests.cluster.conftest import until
+from tests.launcher.runs import publish
 
 
 def fail(cluster: Cluster, name: str) -> None:
@@ -24,10 +28,12 @@ def fail(cluster: Cluster, name: str) -> None:
     job = cluster.get_job(name)
     assert job
     assert cluster.patch_job(name, job["metadata"]["uid"], {"spec": {"activeDeadlineSeconds": 1}})
-    deadline = time.monotonic() + 60
-    while not ((job := cluster.get_job(name)) and ended(job)):
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
+
+    def conditions() -> list[Json]:
+        there = cluster.get_job(name)
+        return [each for each in (there or {}).get("status", {}).get("conditions", ()) if each["type"] == "Failed"]
+
+    until(conditions)
 
 
 def test_a_launched_run_has_its_spec_and_its_job(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
@@ -51,11 +57,7 @@ def test_the_pods_of_the_shipped_template_are_made_in_a_restricted_namespace(
 ) -> None:
     job = launch(prepared, storage, cluster).job
     assert job
-    deadline = time.monotonic() + 30
-    while not (pods := cluster.pods(job["metadata"]["uid"])):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert len(pods) == 1
+    assert len(until(lambda: cluster.pods(job["metadata"]["uid"]))) == 1
 
 
 def test_the_same_twice_is_one_run(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
@@ -74,34 +76,44 @@ def test_fifty_launchers_at_once_make_one_job(prepared: Prepared, storage: Stora
     assert len(list(cluster.job_metadata(SELECTOR))) == 1
 
 
-@dataclass(frozen=True)
-class LosesAnswers(Api):
-    """An API server whose answers to a POST never arrive, though it is carried out."""
-
-    def send(self, method: str, path: str, *given: Any, **named: Any) -> Answer:
-        answer = super().send(method, path, *given, **named)
-        if method == "POST":
-            raise Lost("the connection was cut")
-        return answer
-
-
-def test_a_lost_answer_is_looked_up(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
-    launched = launch(prepared, storage, Cluster(LosesAnswers(cluster.api.client), cluster.namespace))
-    assert launched.job
-    assert launched.job["metadata"]["name"] == prepared.run_id
-    assert len(list(cluster.job_metadata(SELECTOR))) == 1
-
-
 def test_a_job_of_another_spec_is_left_alone(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
     other = copy.deepcopy(prepared.job)
     other["metadata"]["annotations"][SPEC_SHA256] = "0" * 64
     before = cluster.create_job(other)
-    with pytest.raises(TakenError, match="belongs to another spec"):
+    with pytest.raises(TakenError, match=r"0{64}, not [0-9a-f]{64}; neither its spec nor its config is in the store"):
         launch(prepared, storage, cluster)
     after = cluster.get_job(prepared.run_id)
     assert before
     assert after
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert list(storage.list("")) == []
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"max_steps": 1, "learning_rate": 0.5}, r"training\.learning_rate was 0\.5 and is 0\.0002$"),
+        ({"max_steps": 1}, "the config is the same, so its inputs are others"),
+    ],
+    ids=["config", "inputs"],
+)
+def test_a_job_of_another_spec_is_told_by_the_difference(
+    training: Json,
+    words: str,
+    prepared: Prepared,
+    config_file: Path,
+    template: Manifest,
+    storage: Storage,
+    cluster: Cluster,
+) -> None:
+    body = json.dumps(json.loads(config_file.read_text()) | {"training": training}).encode()
+    storage.put(config_key(body), body)
+    other = prepare(body, "config.yaml", template, storage, "ada", again=True).job
+    other["metadata"]["name"] = prepared.run_id
+    assert cluster.create_job(other)
+    with pytest.raises(TakenError, match=words):
+        launch(prepared, storage, cluster)
+    assert [stat.key for stat in storage.list("")] == [config_key(body)]
 
 
 def test_a_failed_job_is_resumed_only_when_asked(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
@@ -118,7 +130,7 @@ def test_a_failed_job_is_resumed_only_when_asked(prepared: Prepared, storage: St
 
 
 def test_a_run_with_its_result_starts_nothing(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
-    storage.put(RunKeys(prepared.run_id).result, b"{}")
+    publish(Run(storage, prepared.spec, prepared.run_id))
     launched = launch(prepared, storage, cluster)
     assert (launched.job, launched.created) == (None, False)
     assert list(cluster.job_metadata(SELECTOR)) == []
@@ -160,10 +172,26 @@ def test_a_weakened_template_is_refused_in_the_servers_words(
     WEAKENED[words](pod, pod["containers"][0])
     with pytest.raises(ConfigError, match=words):
         launch(replace(prepared, job=job), storage, cluster)
-    deadline = time.monotonic() + 30
-    while list(cluster.job_metadata(SELECTOR)):
-        assert time.monotonic() < deadline, "no Job is left whose pods are never made"
-        time.sleep(0.2)
+    until(lambda: not list(cluster.job_metadata(SELECTOR)))  # none is left whose pods are never made
+
+
+def test_a_job_that_does_not_go_is_waited_for_by_its_pods_own_grace(
+    prepared: Prepared, storage: Storage, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = copy.deepcopy(prepared.job)
+    job["metadata"]["finalizers"] = ["finetune.local/test"]
+    job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 600
+    made = cluster.create_job(job)
+    assert made
+    uid, passed, real = made["metadata"]["uid"], [0.0], time.monotonic
+    assert cluster.delete_job(prepared.run_id, uid)
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "sleep", lambda seconds: passed.append(passed[-1] + 40 * seconds))
+        clock.setattr(time, "monotonic", lambda: real() + passed[-1])
+        with pytest.raises(UnavailableError, match="is not gone 660 s after its deletion"):
+            cluster.wait_until_gone(prepared.run_id, uid)
+    assert passed[-1] > 600
+    cluster.patch_job(prepared.run_id, uid, {"metadata": {"finalizers": []}})
 
 
 def test_a_misspelt_field_is_named(prepared: Prepared, storage: Storage, cluster: Cluster) -> None:
@@ -191,10 +219,7 @@ def test_a_cancelled_run_has_no_job_and_says_who(prepared: Prepared, storage: St
     assert job
     cancelled = cancel(prepared.run_id, storage, cluster, "ada")
     assert (cancelled.by, cancelled.job_uid) == ("ada", job["metadata"]["uid"])
-    deadline = time.monotonic() + 60
-    while cluster.get_job(prepared.run_id):
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
+    assert cluster.get_job(prepared.run_id) is None
     cancel(prepared.run_id, storage, cluster, "bob")
     kept = storage.get(RunKeys(prepared.run_id).cancelled)
     assert kept

@@ -3,7 +3,9 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +21,12 @@ from launcher.launching import Prepared, launch
 from launcher.listing import RunLine, list_runs
 from launcher.manifest import MODEL, QUEUE, Manifest
 from launcher.status import Phase
-from tests.cluster.faults import FaultyApi, faulty_api
+from tests.cluster.conftest import until
+from tests.cluster.faults import Answer, Fault, FaultyApi, Send, faulty_api
 from tests.cluster.test_cli import Terminal
 from tests.cluster.test_launch_promises import delete, nth, queued
 from tests.launcher.runs import publish, run_of
+from tests.storage.faulty_s3 import Request
 
 
 @pytest.fixture
@@ -131,7 +135,37 @@ def test_only_the_rows_that_are_shown_are_read(
     assert len(shown) == 2
     assert set(shown) < runs
     assert {key.split("/")[1] for key in counting.read} == set(shown)
-    assert (api.count("GET", r"/jobs\?"), api.count("GET", "/jobs/"), len(api.seen)) == (1, 2, 3)
+    assert (api.count("GET", r"/jobs\?"), api.count("GET", r"/pods\?"), api.count("GET", "/jobs/")) == (1, 1, 2)
+    assert len(api.seen) == 4
+
+
+def at(later: timedelta) -> Fault:
+    """The API server's clock has gone on."""
+
+    def fault(request: Request, send: Send) -> Answer:
+        answer = send(request)
+        date = format_datetime(parsedate_to_datetime(answer.headers["date"]) + later, usegmt=True)
+        return replace(answer, headers={**answer.headers, "date": date})
+
+    return fault
+
+
+def test_every_run_that_is_pending_for_long_is_told_also_where_it_is_not_shown(
+    launched: MakeRun, prepared: Prepared, storage: Storage, cluster: Cluster, api: FaultyApi
+) -> None:
+    launch(prepared, storage, cluster)
+    until(lambda: list(cluster.pending_pods()))
+    time.sleep(1)  # a Job's age is told in whole seconds
+    newer = launched(2)  # and queued: that is no such time
+    through = Cluster.connect(str(api.kubeconfig), namespace=cluster.namespace)
+    told: list[str] = []
+    assert ids(list_runs(storage, through, None, 1, on_overdue=told.append)) == [newer]
+    assert told == []
+    api.faults = [at(timedelta(minutes=31))]
+    assert ids(list_runs(storage, through, None, 1, on_overdue=told.append)) == [newer]
+    assert told == [prepared.run_id]
+    list_runs(storage, through, None, 1, f"{MODEL}=another", on_overdue=told.append)
+    assert told == [prepared.run_id], "of the runs that were asked for"
 
 
 def test_each_form_of_the_answer(terminal: Terminal, launched: MakeRun, storage: Storage) -> None:

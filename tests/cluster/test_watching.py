@@ -20,7 +20,7 @@ from job.contract.model import canonical_bytes
 from job.storage import Storage
 from launcher.cluster import Cluster
 from launcher.kube import Gone, Json
-from launcher.launching import Prepared, launch
+from launcher.launching import Prepared, launch, put_documents
 from launcher.manifest import ENDED_BECAUSE
 from launcher.status import Phase, RunStatus
 from launcher.watching import JobDeleted, Sight, TimedOut, observe, read_event, statuses
@@ -261,6 +261,16 @@ def test_the_timeout_counts_while_the_api_server_is_away(
     assert len(trouble) == 1, "told once"
 
 
+def test_a_run_that_may_be_queued_elsewhere_is_told_and_waited_for(
+    prepared: Prepared, followed: Cluster, storage: Storage, trouble: list[str]
+) -> None:
+    put_documents(replace(prepared, frozen=False), storage)  # as --freeze=pod leaves it
+    told: list[RunStatus] = []
+    with pytest.raises(TimedOut):
+        told.extend(follow(followed, storage, prepared.run_id, trouble, 2, every=0.5))
+    assert {(status.phase, status.reason) for status in told} == {(Phase.PENDING, "NoJobHere")}
+
+
 def annotations(job: Json | None) -> dict[str, str]:
     assert job
     found: dict[str, str] = job["metadata"]["annotations"]
@@ -285,8 +295,9 @@ def test_a_run_that_has_just_started_is_not_ended(
             mark(cluster, run_id)
 
     api.on_request = changes_meanwhile
-    told = follow(followed, storage, run_id, trouble, start_timeout=0.001)
-    next(told)
+    told = follow(followed, storage, run_id, trouble, every=0.2, start_timeout=0.001)
+    while not api.count("PATCH", ""):  # the server tells both times in whole seconds
+        next(told)
     assert api.count("PATCH", "") == 1
     assert ENDED_BECAUSE not in annotations(cluster.get_job(run_id))
     told.close()

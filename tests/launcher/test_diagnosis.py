@@ -1,8 +1,6 @@
-"""What `why` says: each category from a status that a real cluster told (`make record-diagnoses`).
+"""What `why` says: each category from a status that a real cluster told (`make record-diagnoses`)."""
 
-Those whose Job has the uid 6f1c2b1e-8d5c-4f6e-9d0f-0a1b2c3d4e5f, or none, are written by hand: nothing here brings them about.
-"""
-
+import ast
 import copy
 import json
 from collections.abc import Iterator
@@ -24,8 +22,10 @@ from tests.results import SUMMARY
 
 Json = dict[str, Any]
 
-RECORDED = Path(__file__).parent / "recorded"
-STEMS = sorted(path.stem for path in RECORDED.glob("*.json"))
+HERE = Path(__file__).parent
+RECORDERS = ("cluster/test_diagnosis.py", "cluster/node/test_diagnosis.py")
+STATUSES = {path.stem: path for path in (HERE / "recorded").glob("*.json")}
+STEMS = sorted(STATUSES)
 RUN = "bot-0123456789"
 RESULT = Result(
     run_id=RUN,
@@ -43,7 +43,7 @@ RESULT = Result(
 
 
 def read(stem: str) -> Json:
-    found: Json = json.loads((RECORDED / f"{stem}.json").read_bytes())
+    found: Json = json.loads(STATUSES[stem].read_bytes())
     return found
 
 
@@ -82,8 +82,19 @@ def texts(tree: Any) -> Iterator[str]:
             yield from texts(json.loads(tree))
 
 
+def category_of(stem: str) -> str:
+    return stem.partition("-")[0].upper()
+
+
 def test_every_category_has_a_status() -> None:
-    assert {Category[stem.partition("-")[0].upper()] for stem in STEMS} == set(Category)
+    assert {category_of(stem) for stem in STEMS} == set(Category.__members__)
+
+
+def test_each_status_is_recorded_by_the_cluster_test_of_its_name_or_told_why_not() -> None:
+    trees = [ast.walk(ast.parse((HERE.parent / module).read_bytes())) for module in RECORDERS]
+    texts = {node.value for tree in trees for node in tree if isinstance(node, ast.Constant)}
+    names = {text for text in texts if isinstance(text, str) and category_of(text) in Category.__members__}
+    assert set(STEMS) == names
 
 
 def test_every_exit_code_has_its_category() -> None:
@@ -95,7 +106,7 @@ def test_each_status_has_its_category(stem: str) -> None:
     told = read(stem)
     found = diagnosed(told)
     assert found
-    assert found.category == Category[stem.partition("-")[0].upper()], found
+    assert found.category == Category[category_of(stem)], found
     assert any(found.said in text for text in texts(told)), found.said
     assert (found.by == "launcher") == (found.said == "")
     assert found.resolution
@@ -210,6 +221,29 @@ def test_a_volume_that_was_mounted_at_last_is_history() -> None:
     assert category(told, pulls | {"involvedObject": told["events"][-1]["involvedObject"]}) is None
 
 
+def test_a_pod_that_no_node_takes_is_told_although_its_making_was_told_later() -> None:
+    told = read("no_gpu-ended") | {"pods": []}
+    [made] = [event for event in told["events"] if event["reason"] == "SuccessfulCreate"]
+    made["lastTimestamp"] = AFTER
+    assert category(told) == Category.NO_GPU
+    assert category(told, made | {"message": "Created pod: another"}) == Category.DEADLINE_EXCEEDED
+
+
+def test_a_pause_between_two_pulls_is_no_progress() -> None:
+    told = read("image_pull-ended") | {"pods": []}
+    [pulls] = [event for event in told["events"] if event["reason"] == "Pulling"]
+    pauses = {"reason": "BackOff", "message": 'Back-off pulling image "x"', "lastTimestamp": AFTER}
+    assert category(told, pulls | pauses) == Category.IMAGE_PULL
+
+
+def test_a_warning_after_which_the_kubelet_goes_on_is_no_cause() -> None:
+    told = read("container_cannot_start-mount")
+    warned = {"reason": "MissingClusterDNS", "type": "Warning", "message": "no DNS", "lastTimestamp": AFTER}
+    pod = told["events"][0]["involvedObject"] | {"kind": "Pod", "name": told["pods"][0]["metadata"]["name"]}
+    assert category(told, warned | {"involvedObject": pod}) == Category.CONTAINER_CANNOT_START
+    assert category(told | {"events": []}, warned | {"involvedObject": pod}) is None
+
+
 def test_the_deadline_is_the_cause_of_what_had_run() -> None:
     scheduled = read("no_gpu-ended")
     started = {"reason": "Started", "type": "Normal", "message": "Started container trainer", "lastTimestamp": AFTER}
@@ -264,6 +298,26 @@ def test_how_to_launch_again_depends_on_whether_the_job_has_ended() -> None:
     assert "another attempt goes on" in resolution("device")
     assert "`launch --resume` goes on" in resolution("device-store")
     assert "`launch` goes on" in resolution("deleted")
+
+
+def test_a_night_that_has_failed_is_not_launched_but_made_by_its_schedule() -> None:
+    night = read("device-store")
+    night["job"]["metadata"]["ownerReferences"] = [{"kind": "CronJob", "name": "bot"}]
+    found = diagnosed(night)
+    assert found
+    assert "`kubectl create job --from=cronjob/bot bot-by-hand` trains anew" in found.resolution
+    assert "launch" not in found.resolution
+
+
+def test_a_child_that_was_not_killed_for_memory_is_not_told_to_have_been() -> None:
+    told = read("child_out_of_memory-told")
+    told["documents"]["outcome"]["resolution"] = "Ask who ends processes on that node."
+    for pod in told["pods"]:
+        for status in pod["status"]["containerStatuses"]:
+            status["state"]["terminated"]["message"] = json.dumps(told["documents"]["outcome"])
+    found = diagnosed(told)
+    assert found
+    assert (found.category, found.resolution) == (Category.KILLED, "Ask who ends processes on that node.")
 
 
 @pytest.mark.parametrize(

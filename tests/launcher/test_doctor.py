@@ -166,15 +166,11 @@ def test_a_slow_store_says_the_grace_period_it_needs() -> None:
 # Pending
 
 
-CREATED, STARTED, LATER = "2026-03-01T08:00:00Z", "2026-03-01T09:00:00Z", "2026-03-01T10:00:00Z"
+CREATED, STARTED = "2026-03-01T08:00:00Z", "2026-03-01T09:00:00Z"
 
 
 def job(status: Json | None = None, **spec: Any) -> Json:
     return {"metadata": {"name": "bot", "creationTimestamp": CREATED}, "spec": spec, "status": status or {}}
-
-
-def pod(phase: str, created: str) -> Json:
-    return {"metadata": {"creationTimestamp": created}, "status": {"phase": phase}}
 
 
 def at(hour: int) -> datetime:
@@ -190,11 +186,12 @@ def test_a_job_waits_unless_it_runs_is_stopped_or_has_ended() -> None:
 
 
 def test_it_waits_since_its_pod_was_made_else_since_it_was_started() -> None:
-    assert waits_since(job(), []) == at(8)
-    assert waits_since(job({"startTime": STARTED}), []) == at(9), "it was queued before"
-    assert waits_since(job({"startTime": STARTED}), [pod("Pending", LATER)]) == at(10)
-    assert waits_since(job(), [pod("Failed", STARTED), pod("Pending", LATER)]) == at(10)
-    assert waits_since(job({"startTime": STARTED}), [pod("Failed", STARTED)]) is None, "it pauses between attempts"
+    assert waits_since(job(), None) == at(8)
+    assert waits_since(job({"startTime": STARTED}), None) == at(9), "it was queued before"
+    assert waits_since(job({"startTime": STARTED, "active": 1}), at(10)) == at(10)
+    assert waits_since(job({"startTime": STARTED, "active": 1, "failed": 1}), at(10)) == at(10)
+    assert waits_since(job({"startTime": STARTED, "failed": 1}), None) is None, "it pauses between attempts"
+    assert waits_since(job({"startTime": STARTED, "active": 1}), None) is None, "its pod runs, and is not ready"
 
 
 # Rights

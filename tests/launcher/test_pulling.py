@@ -1,8 +1,11 @@
 """A run's artifacts on the disk, from a real S3 server and from a directory."""
 
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from job.contract.documents import (
     Result,
     Spec,
 )
-from job.contract.errors import DataError, JobError, NoInputError, TakenError, UsageError
+from job.contract.errors import DataError, JobError, NoInputError, TakenError, UnavailableError, UsageError
 from job.contract.keys import RunKeys, latest_key
 from job.contract.model import canonical_bytes, sha256_hex
 from job.storage import Storage
@@ -34,7 +37,7 @@ from job.storage.s3_client import forget_client
 from launcher.pulling import KINDS, path_of, pull, run_of
 from tests.conftest import ROOT
 from tests.results import SUMMARY
-from tests.storage.faulty_s3 import faulty_s3
+from tests.storage.faulty_s3 import Answer, Request, Send, cuts_off_after, faulty_s3
 
 RUN = "bot-0123456789"
 FILES = {
@@ -360,12 +363,106 @@ def test_a_pull_that_is_killed_goes_on_where_it_was(mebibytes: int, storage: Sto
     if mebibytes > 40:
         assert whole.keys() >= small.keys()
     rest = pull(storage, RUN, out)
-    assert rest.kept_bytes == sum(map(len, whole.values()))
+    assert rest.kept_bytes == sum(map(len, cut.values())), "also what was there of a file"
     assert rest.moved_bytes == sum(map(len, files.values())) - rest.kept_bytes
     assert on_disk(out) == {f"merged/{name}": body for name, body in files.items()}, "and nothing is left beside them"
 
 
-def test_what_a_cut_pull_of_another_kind_left_is_removed_and_all_else_stays(
+@dataclass
+class Cut:
+    """A pull that was cut in the middle of a file, and the server between, which counts what passes from then on."""
+
+    storage: Storage
+    out: Path
+    fetched: list[int]
+
+    @property
+    def part(self) -> Path:
+        """What there is of the file."""
+        (part,) = (path for path in self.out.glob("merged/*") if is_unfinished(path.name))
+        return part
+
+
+BIG = b"large" * 8_000_000
+AT_CUT = 16 << 20
+
+
+@pytest.fixture
+def cut(seaweed: str, bucket: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cut]:
+    fetched: list[int] = []
+
+    def of_the_file(request: Request) -> bool:
+        return request.method == "GET" and request.path.endswith("/model.safetensors")
+
+    def breaks_later(request: Request, send: Send) -> Answer:
+        start = re.match(r"bytes=(\d+)-", request.headers.get("Range", ""))
+        late = of_the_file(request) and start and int(start[1]) >= AT_CUT
+        return cuts_off_after(1 << 20)(request, send) if late else send(request)
+
+    def counts(request: Request, send: Send) -> Answer:
+        answer = send(request)
+        if of_the_file(request):
+            fetched.append(len(answer.body))
+        return answer
+
+    storage = open_storage(bucket)
+    publish(storage, {"merged": {"model.safetensors": BIG}, "lora": FILES["lora"]})
+    with faulty_s3(seaweed) as (between, url):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        forget_client()
+        between.faults = [breaks_later]
+        with pytest.raises(UnavailableError):
+            pull(open_storage(bucket, 0.1), RUN, out)
+        between.faults = [counts]
+        yield Cut(open_storage(bucket), out, fetched)
+    monkeypatch.undo()
+    forget_client()
+
+
+def test_a_pull_that_was_cut_within_a_file_fetches_the_rest_of_it(cut: Cut) -> None:
+    assert cut.part.read_bytes() == BIG[:AT_CUT]
+    assert not (cut.out / "merged" / "model.safetensors").exists()
+    pulled = pull(cut.storage, RUN, cut.out, "merged")
+    assert sum(cut.fetched) == pulled.moved_bytes == len(BIG) - AT_CUT
+    assert pulled.kept_bytes == AT_CUT
+    assert on_disk(cut.out / "merged") == {"model.safetensors": BIG}
+
+
+def test_a_pull_of_another_kind_leaves_the_beginning_of_a_file_for_later(cut: Cut) -> None:
+    pull(cut.storage, RUN, cut.out, "lora")
+    assert cut.part.stat().st_size == AT_CUT
+
+
+@pytest.mark.parametrize("spoiled", [b"other" + BIG[5:AT_CUT], BIG + b"more"], ids=["damaged", "too long"])
+def test_a_beginning_that_is_spoiled_is_fetched_anew(spoiled: bytes, cut: Cut) -> None:
+    cut.part.write_bytes(spoiled)
+    pulled = pull(cut.storage, RUN, cut.out, "merged")
+    assert on_disk(cut.out / "merged") == {"model.safetensors": BIG}
+    assert (pulled.moved_bytes, pulled.kept_bytes) == (len(BIG), 0)
+
+
+def test_the_beginning_of_another_run_s_file_is_not_gone_on_with(cut: Cut) -> None:
+    other = b"other" * 4_000_000
+    publish(cut.storage, {"merged": {"model.safetensors": other}})
+    assert pull(cut.storage, RUN, cut.out).moved_bytes == sum(cut.fetched) == len(other)
+    assert on_disk(cut.out / "merged") == {"model.safetensors": other}
+
+
+def test_a_file_that_came_otherwise_leaves_no_beginning_behind(cut: Cut) -> None:
+    (cut.out / "merged" / "model.safetensors").write_bytes(BIG)
+    assert pull(cut.storage, RUN, cut.out, "merged").moved_bytes == 0
+    assert on_disk(cut.out / "merged") == {"model.safetensors": BIG}
+
+
+def test_files_of_the_same_content_do_not_meet(storage: Storage, out: Path) -> None:
+    same = {f"{number:02d}": b"same" * 100_000 for number in range(16)}
+    publish(storage, {"report": same})
+    pull(storage, RUN, out)
+    assert on_disk(out / "report") == same
+
+
+def test_what_is_unfinished_and_of_no_file_of_the_run_is_removed_and_all_else_stays(
     storage: Storage, finished: Result, out: Path
 ) -> None:
     mine = {"gguf/.hidden": b"mine", "gguf/other.gguf": b"mine", ".keep": b"mine"}

@@ -50,16 +50,17 @@ def now() -> datetime:
 
 
 def test_a_run_that_is_not_there_has_no_documents(run: Run) -> None:
-    found = read_run(run.storage, run.run_id, now())
-    assert {name for name, value in vars(found).items() if value is not None} == {"run_id"}
+    found = read_run(run.storage, run.run_id)
+    assert {name for name, value in vars(found).items() if value} == {"run_id"}
+    assert not found.exists
     assert newest_attempt(run.storage, run.run_id) == 0
-    assert read_status(None, None, found, now()).phase == Phase.UNKNOWN
+    assert read_status(None, None, found).phase == Phase.UNKNOWN
 
 
 def test_a_run_is_followed_from_its_first_claim_to_its_result(run: Run, settings: Settings) -> None:
     def seen() -> tuple[RunDocuments, Phase]:
-        found = read_run(run.storage, run.run_id, now())
-        return found, read_status(None, None, found, now()).phase
+        found = read_run(run.storage, run.run_id)
+        return found, read_status(None, None, found).phase
 
     put_spec(run, b"config")
     assert claim(run, settings, now()) == 1
@@ -96,32 +97,50 @@ def test_the_newest_of_many_attempts_is_found(run: Run, settings: Settings) -> N
     for number in range(1, 13):
         assert claim(run, settings, later) == number
     run.storage.put(run.keys.attempt(9).outcome, b"not read")
-    found = read_run(run.storage, run.run_id, now())
+    found = read_run(run.storage, run.run_id)
     assert found.claim
     assert (found.claim.attempt, found.outcome) == (12, None)
 
 
-def test_the_age_is_that_of_the_last_sign_of_life_by_the_stores_clock(run: Run) -> None:
+def test_the_age_is_that_of_the_last_sign_of_life(run: Run) -> None:
+    """By the store's clock: tests/launcher/test_clocks.py."""
     wrong_clock = now() - timedelta(days=1)
-    run.storage.put(run.keys.lease, canonical_bytes(Lease(attempt=1, heartbeat_at=wrong_clock, stage="train")))
-    time.sleep(1.1)  # S3 tells whole seconds
-    stat = run.storage.put(
-        run.keys.attempt(1).claim, canonical_bytes(Claim(attempt=1, spec_sha256="0" * 64, owner="o"))
-    )
-    read = read_run(run.storage, run.run_id, stat.last_modified + timedelta(seconds=7))
-    assert read.lease_age == timedelta(seconds=7)
-    time.sleep(1.1)
-    beat = run.storage.put(run.keys.lease, canonical_bytes(Lease(attempt=1, heartbeat_at=wrong_clock, stage="train")))
-    read = read_run(run.storage, run.run_id, beat.last_modified + timedelta(seconds=7))
-    assert read.lease_age == timedelta(seconds=7)
+    beat = Lease(attempt=1, heartbeat_at=wrong_clock, stage="train")
+    run.storage.put(run.keys.lease, canonical_bytes(beat))
+    time.sleep(2.1)  # S3 tells whole seconds
+    old = read_run(run.storage, run.run_id).lease_age
+    assert old is not None
+    assert timedelta(seconds=1) <= old < timedelta(minutes=1)
+    claimed = Claim(attempt=1, spec_sha256="0" * 64, owner="o")
+    for key, sign in ((run.keys.attempt(1).claim, claimed), (run.keys.lease, beat)):
+        time.sleep(2.1)
+        before = read_run(run.storage, run.run_id).lease_age
+        run.storage.put(key, canonical_bytes(sign))
+        after = read_run(run.storage, run.run_id).lease_age
+        assert before is not None
+        assert after is not None
+        assert after < before
+
+
+def test_a_run_whose_inputs_its_first_attempt_is_to_freeze_exists(run: Run, settings: Settings) -> None:
+    run.storage.put(run.keys.config, b"config")
+    found = read_run(run.storage, run.run_id)
+    assert (found.spec, found.has_config, found.exists) == (None, True, True)
+    status = read_status(None, None, found)
+    assert (status.phase, status.terminal, status.reason) == (Phase.PENDING, False, "NoJobHere")
+    put_spec(run, b"config")
+    found = read_run(run.storage, run.run_id)
+    assert (found.has_config, found.exists) == (False, True)
+    assert read_status(None, None, found) == status, "frozen by a launch, it is told the same way"
+    assert claim(run, settings, now() + timedelta(hours=1)) == 1
 
 
 def test_a_cancellation_is_read(run: Run) -> None:
     cancelled = Cancelled(by="ada", at=now(), job_uid="u1", attempt=1)
     run.storage.put(f"runs/{run.run_id}/cancelled.json", canonical_bytes(cancelled))
-    found = read_run(run.storage, run.run_id, now())
+    found = read_run(run.storage, run.run_id)
     assert found.cancelled == cancelled
-    assert read_status(None, None, found, now()).phase == Phase.CANCELLED
+    assert read_status(None, None, found).phase == Phase.CANCELLED
 
 
 @pytest.mark.parametrize("name", ["spec", "cancelled", "lease", "result", "claim", "outcome"])
@@ -131,7 +150,7 @@ def test_a_document_that_does_not_parse_is_named(run: Run, settings: Settings, n
     key = getattr(run.keys if name in ("spec", "cancelled", "lease", "result") else run.keys.attempt(1), name)
     run.storage.put(key, body)
     with pytest.raises(DataError) as raised:
-        read_run(run.storage, run.run_id, now())
+        read_run(run.storage, run.run_id)
     assert f"{run.storage.uri}/{key} is not a {name.capitalize()}" in raised.value.message
 
 

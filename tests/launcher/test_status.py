@@ -13,7 +13,7 @@ from job.contract.documents import Artifacts, Cancelled, Claim, Lease, Outcome, 
 from job.contract.model import canonical_bytes
 from launcher.manifest import ENDED_BECAUSE
 from launcher.runs import RunDocuments
-from launcher.status import Phase, RunStatus, read_status
+from launcher.status import Phase, RunStatus, ended_by_store, read_status
 from tests.results import SUMMARY
 
 Json = dict[str, Any]
@@ -354,6 +354,33 @@ def test_without_a_job_and_an_outcome_it_says_that_nothing_is_left() -> None:
     status = read_status({}, [], documents(91), NOW)
     assert (status.phase, status.reason) == (Phase.FAILED, "JobGone")
     assert status.message == "its Job is gone, and it left no result"
+
+
+def test_without_a_job_and_an_attempt_it_may_be_queued_elsewhere() -> None:
+    status = read_status(None, None, replace(NOTHING, has_config=True))
+    assert (status.phase, status.terminal, status.reason) == (Phase.PENDING, False, "NoJobHere")
+    assert "queued in another cluster or namespace" in status.message
+    assert "`launch`" in status.resolution
+
+
+@pytest.mark.parametrize(
+    ("found", "phase"),
+    [
+        (NOTHING, None),
+        (replace(NOTHING, has_config=True), None),
+        (replace(documents(500), result=RESULT), Phase.SUCCEEDED),
+        (replace(documents(500), cancelled=CANCELLED), Phase.CANCELLED),
+        (replace(documents(5, "elsewhere"), cancelled=CANCELLED), None),
+        (documents(5), None),
+        (documents(500), None),
+        *((documents(5, outcome=OUTCOME.model_copy(update={"code": code})), None) for code in (0, 69, 71, 75, 137)),
+        *((documents(5, outcome=OUTCOME.model_copy(update={"code": code})), Phase.FAILED) for code in (65, 70, 78, 79)),
+    ],
+)
+def test_the_store_alone_decides_what_no_job_could_change(found: RunDocuments, phase: Phase | None) -> None:
+    status = ended_by_store(found)
+    assert (status and status.phase) == phase
+    assert status is None or status.terminal
 
 
 def test_an_attempt_elsewhere_is_named() -> None:
