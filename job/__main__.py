@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
     from job import supervisor
     from job.children import end_running
-    from job.interruption import Interruption, ToldToStop
+    from job.interruption import Interruption, Overtaken, ToldToStop
     from job.outcome import outcome_of, write_termination_message
     from job.stages import Stages
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     interruption.over()  # what is left is to tell how
     outcome = outcome_of(ended_by, stages)
     if ended_by:
-        unforeseen = not isinstance(ended_by, JobError | KeyboardInterrupt | ToldToStop)
+        unforeseen = not isinstance(ended_by, JobError | KeyboardInterrupt | ToldToStop | Overtaken)
         log.error(
             outcome.message,
             code=outcome.code,
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
             exc_info=ended_by if unforeseen else None,
         )
     write_termination_message(settings.termination_log, outcome)
-    if interruption.asked:
+    if interruption.has_come:
         sys.stdout.flush()
         os._exit(outcome.code)  # the threads of an upload that hangs would be waited for
     return outcome.code

@@ -4,6 +4,7 @@ import gzip
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
@@ -107,10 +108,20 @@ class Attempt:
         stages: how far it is; read for each heartbeat.
         buffer: the log lines that no chunk holds yet.
         heartbeat_seconds: between two heartbeats.
+        overtaken: called by the heartbeat's thread, once, when a newer attempt has taken over.
     """
 
-    def __init__(self, run: Run, number: int, stages: Stages, buffer: LogBuffer, heartbeat_seconds: float) -> None:
+    def __init__(
+        self,
+        run: Run,
+        number: int,
+        stages: Stages,
+        buffer: LogBuffer,
+        heartbeat_seconds: float,
+        overtaken: Callable[[FencedError], None],
+    ) -> None:
         self.run, self.number, self.keys = run, number, run.keys.attempt(number)
+        self._overtaken = overtaken
         self._stages, self._buffer, self._interval = stages, buffer, heartbeat_seconds
         self._lease_etag: str | None = None
         self._chunk = 0
@@ -155,7 +166,12 @@ class Attempt:
     def _try_to_beat(self) -> None:
         """The next beat tries again, and a store that stays away ends the run elsewhere."""
         try:
+            self.assert_newest()
             self._beat()
+        except FencedError as error:
+            if not self._over.is_set():
+                self._over.set()
+                self._overtaken(error)
         except Exception as error:
             log.warning("a heartbeat was missed", message=str(error))
 

@@ -7,7 +7,7 @@ from job.contract.documents import Outcome
 from job.contract.errors import BugError, InterruptedRun, JobError, KilledError, LocalIOError
 from job.contract.exits import Exit, exit_name
 from job.contract.model import canonical_bytes
-from job.interruption import ToldToStop
+from job.interruption import Overtaken, ToldToStop
 from job.redaction import blanked, secrets_of
 from job.stages import Stages
 
@@ -22,6 +22,8 @@ def error_of(error: BaseException) -> JobError:
         return error
     if isinstance(error, ToldToStop):
         return InterruptedRun("ended by SIGTERM, with nothing left to save", "Start it again: it goes on from there.")
+    if isinstance(error, Overtaken):
+        return error.by
     if isinstance(error, KeyboardInterrupt):
         return KilledError("interrupted from the keyboard", "", 2)
     said = f"{type(error).__name__}: {error}"

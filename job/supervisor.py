@@ -46,6 +46,7 @@ def run(settings: Settings, stages: Stages, buffer: LogBuffer, interruption: Int
     Raises:
         JobError: whatever ended it.
         ToldToStop: SIGTERM came where there was nothing to save.
+        Overtaken: a newer attempt runs.
     """
     config, config_bytes = read_config(settings.config)
     check_trackers(config.training.report_to, os.environ)
@@ -62,7 +63,7 @@ def run(settings: Settings, stages: Stages, buffer: LogBuffer, interruption: Int
         return None
     put_spec(this, config_bytes)
     number = claim(this, settings, now)
-    with Attempt(this, number, stages, buffer, settings.heartbeat_seconds) as attempt:
+    with Attempt(this, number, stages, buffer, settings.heartbeat_seconds, interruption.overtake) as attempt:
         interruption.last_words = attempt.tell
         try:
             return execute(attempt, scratch, settings, stages, interruption)

@@ -148,7 +148,7 @@ def test_76_a_newer_attempt_has_taken_over(pod: Make) -> None:
     [claim] = [stat.key for stat in runs.list("runs/") if stat.key.endswith("/attempts/1/claim.json")]
     runs.put(claim.replace("/attempts/1/", "/attempts/2/"), b"another's")
     ended = start.end(process)
-    assert (ended.code, ended.outcome.stage) == (76, "publish")
+    assert (ended.code, ended.outcome.stage) == (76, "train")
     assert nothing_published(start)
 
 

@@ -38,6 +38,7 @@ from launcher.kube import Api
 from launcher.log_lines import Deduplicator, Gap, LogLine, Told, chunk_lines
 from launcher.logs import follow, so_far, stored
 from launcher.pod_log import Pace
+from tests.attempts import never_overtaken
 
 Json = dict[str, Any]
 Line = tuple[int, str]
@@ -185,7 +186,7 @@ def test_promise_37_the_store_has_what_the_pod_wrote(storage: Storage) -> None:
     buffer = configure(JsonLines(stdout), {})
     try:
         claim(storage, 1, "p1")
-        with Attempt(Run(storage, spec, RUN), 1, Stages(), buffer, 0.01):
+        with Attempt(Run(storage, spec, RUN), 1, Stages(), buffer, 0.01, never_overtaken):
             structlog.get_logger().info("said", text="grüße")
     finally:
         structlog.reset_defaults()

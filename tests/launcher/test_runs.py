@@ -26,6 +26,7 @@ from job.stages import Stages
 from job.storage import Storage
 from launcher.runs import RunDocuments, newest_attempt, read_run
 from launcher.status import Phase, read_status
+from tests.attempts import never_overtaken
 from tests.launcher.runs import publish, run_of
 
 
@@ -42,7 +43,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def attempt(run: Run, number: int) -> Attempt:
-    return Attempt(run, number, Stages(current="train", step=3, of=9), LogBuffer(), 30)
+    return Attempt(run, number, Stages(current="train", step=3, of=9), LogBuffer(), 30, never_overtaken)
 
 
 def now() -> datetime:
@@ -51,7 +52,7 @@ def now() -> datetime:
 
 def test_a_run_that_is_not_there_has_no_documents(run: Run) -> None:
     found = read_run(run.storage, run.run_id)
-    assert {name for name, value in vars(found).items() if value} == {"run_id"}
+    assert {name for name, value in vars(found).items() if value} == {"run_id", "root"}
     assert not found.exists
     assert newest_attempt(run.storage, run.run_id) == 0
     assert read_status(None, None, found).phase == Phase.UNKNOWN

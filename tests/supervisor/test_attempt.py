@@ -18,6 +18,7 @@ from job.logs import LogBuffer, configure
 from job.run import Run
 from job.settings import Settings
 from job.stages import Stages
+from tests.attempts import never_overtaken
 
 Of = Callable[[str], Settings]
 
@@ -26,8 +27,13 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def attempt(run: Run, number: int, buffer: LogBuffer | None = None) -> Attempt:
-    return Attempt(run, number, Stages(current="train", step=3, of=9), buffer or LogBuffer(), 0.05)
+def attempt(
+    run: Run,
+    number: int,
+    buffer: LogBuffer | None = None,
+    overtaken: Callable[[FencedError], None] = never_overtaken,
+) -> Attempt:
+    return Attempt(run, number, Stages(current="train", step=3, of=9), buffer or LogBuffer(), 0.05, overtaken)
 
 
 def test_the_first_claim_is_1_and_says_whose_it_is(run: Run, settings_of: Of) -> None:
@@ -108,6 +114,21 @@ def test_an_older_attempt_never_takes_the_lease_back(run: Run) -> None:
         found = run.storage.get(run.keys.lease)
         assert found
         assert Lease.model_validate_json(found[0]).attempt == 2
+
+
+def test_an_attempt_hears_once_that_a_newer_one_has_claimed(run: Run, settings_of: Of) -> None:
+    heard: list[str] = []
+    claim(run, settings_of("u1"), now())
+    with attempt(run, 1, overtaken=lambda by: heard.append(by.message)):
+        run.storage.put(run.keys.attempt(2).claim, b"another's")
+        deadline = time.monotonic() + 10
+        while not heard:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        before = run.storage.head(run.keys.lease)
+        time.sleep(0.3)  # some heartbeats
+    assert heard == [f"attempt 2 of {run.run_id} has taken over from attempt 1"]
+    assert run.storage.head(run.keys.lease) == before, "it beats no more"
 
 
 def test_a_lease_of_an_older_attempt_is_replaced(run: Run) -> None:

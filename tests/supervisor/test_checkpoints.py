@@ -20,6 +20,7 @@ from job.run import Run
 from job.stages import Stages
 from job.storage import Progress, Uploaded, no_progress
 from job.storage.directory import DirectoryStorage
+from tests.attempts import never_overtaken
 from tests.supervisor.checkpoints import NAMES, fingerprint, saved
 
 
@@ -42,7 +43,7 @@ class Gated(DirectoryStorage):
 @contextmanager
 def uploads(run: Run, directory: Path) -> Iterator[Uploads]:
     directory.mkdir()
-    started = Uploads(Attempt(run, 1, Stages(), LogBuffer(), 30), fingerprint(run), directory)
+    started = Uploads(Attempt(run, 1, Stages(), LogBuffer(), 30, never_overtaken), fingerprint(run), directory)
     yield started
     started.close()
 

@@ -97,6 +97,31 @@ finally:
     assert "within 0.3 s" in out
 
 
+def test_a_newer_attempt_ends_it_wherever_it_is() -> None:
+    lines = """
+import threading
+from job.contract.errors import FencedError
+from job.interruption import Overtaken
+threading.Timer(0.3, interruption.overtake, [FencedError("attempt 2 has taken over")]).start()
+try:
+    try:
+        interruption.hold(asked)
+        time.sleep(60)
+    except Exception:
+        print("taken for a failure")
+    finally:
+        print("unwound")
+except Overtaken as error:
+    print(error.by.message)
+    interruption.over()
+    interruption.overtake(FencedError("again"))
+    sys.exit(76)
+"""
+    code = _HEAD.format(grace=60) + lines
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (ended.returncode, ended.stdout) == (76, "unwound\nattempt 2 has taken over\n"), ended.stderr
+
+
 def test_a_run_that_has_ended_is_not_ended_again(start: Start) -> None:
     lines = """
 interruption.hold(asked)

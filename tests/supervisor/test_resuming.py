@@ -17,6 +17,7 @@ from job.stages import Stages
 from job.storage import no_progress
 from job.storage.opening import open_storage
 from job.storage.s3_client import forget_client
+from tests.attempts import never_overtaken
 from tests.results import SUMMARY
 from tests.storage.faulty_s3 import faulty_s3, only, says
 from tests.supervisor.checkpoints import NAMES, fingerprint, saved
@@ -25,7 +26,7 @@ Damage = Callable[[Path], object]
 
 
 def attempt(run: Run, number: int) -> Attempt:
-    return Attempt(run, number, Stages(), LogBuffer(), 30)
+    return Attempt(run, number, Stages(), LogBuffer(), 30, never_overtaken)
 
 
 @pytest.fixture
