@@ -18,9 +18,9 @@ SITE = [ ! -f build/cluster/environment ] || . build/cluster/environment; .venv/
 
 # Each folder of tests/ is a room. What is in no other tier is a unit test, so that none is left out.
 TRAIN := $(addprefix tests/,train export job demo)
-UNIT := $(filter-out $(TRAIN) tests/gpu_path tests/cluster,$(patsubst %/,%,$(wildcard tests/*/)))
+UNIT := $(filter-out $(TRAIN) tests/gpu_path tests/cluster tests/soak,$(patsubst %/,%,$(wildcard tests/*/)))
 
-.PHONY: help install lint format test test-unit test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all test-image gpu-smoke demo run image image-pin cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule doctor llama-cpp config-docs bench clean
+.PHONY: help install lint format test test-unit test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all test-image soak gpu-smoke demo run image image-pin cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule model-add doctor llama-cpp config-docs bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,8 +45,11 @@ test-unit: $(INSTALLED) ## the tests that train nothing
 test-train: $(INSTALLED) ## the tests that finetune a model, on this machine's CPU
 	.venv/bin/pytest $(TRAIN)
 
-test-cluster: $(INSTALLED) ## the launcher on a real Kubernetes, built from Go modules on first use; as root with a node
-	.venv/bin/pytest tests/cluster
+# As root and with podman these tests build the image that ships, and then those of that image can run, too.
+BUILT = $(if $(and $(filter 0,$(shell id -u)),$(shell command -v podman)),localhost/finetune-trainer:debian)
+test-cluster: $(INSTALLED) ## the launcher on a real Kubernetes; as root with a node, and with podman the image that ships
+	$(if $(BUILT),$(PYTHON) -m examples.cluster image)
+	FINETUNE_TEST_IMAGE=$(BUILT) .venv/bin/pytest tests/cluster $(if $(BUILT),tests/image/test_built.py)
 
 record-diagnoses: $(INSTALLED) ## record anew what a cluster tells of runs that do not go on (tests/launcher/recorded)
 	FINETUNE_RECORD=1 .venv/bin/pytest tests/cluster/test_diagnosis.py tests/cluster/node/test_diagnosis.py
@@ -60,8 +63,11 @@ test-gpu-path-all: $(INSTALLED) ## the same, with bfloat16, answers, the merge, 
 gpu-smoke: $(INSTALLED) ## for whoever has a card: a small model through the whole job, then a report to send back
 	@$(LLAMA_CPP) FINETUNE_TEST_GPU=1 $(PYTHON) -m tests.gpu_path.smoke build/gpu-smoke
 
-test-image: $(INSTALLED) ## the image that `make image` built (IMAGE=name:tag); `make test` runs only what needs none
+test-image: $(INSTALLED) ## the image that `make image` built (IMAGE=name:tag)
 	FINETUNE_TEST_IMAGE=$(or $(IMAGE),localhost/finetune-trainer:$(VERSION)) .venv/bin/pytest tests/image
+
+soak: $(INSTALLED) ## what is too long for `make test`: every moment instead of some, lost nodes, the image interrupted; as root
+	FINETUNE_SOAK=1 .venv/bin/pytest tests/soak tests/reliability tests/job/test_resume.py
 
 test-%: $(INSTALLED) ## one folder of tests/, such as test-storage
 	.venv/bin/pytest tests/$*
@@ -79,8 +85,8 @@ image: ## build the trainer's image with docker, podman or buildah: TARGET=launc
 image-pin: ## resolve the digests of the bases anew, where a registry can be reached
 	@docker/pin.sh
 
-cluster: $(INSTALLED) ## a real Kubernetes on this machine, with S3; as root with a node, whose trainer is a stand-in
-	@$(PYTHON) -m examples.cluster up
+cluster: $(INSTALLED) ## a real Kubernetes on this machine, with S3; as root with a node and the image that ships (STANDIN=1: one that pretends, at once)
+	@$(PYTHON) -m examples.cluster up $(if $(STANDIN),--stand-in)
 
 cluster-down: $(INSTALLED) ## end it; what its S3 holds stays in build/cluster
 	@$(PYTHON) -m examples.cluster down
@@ -129,6 +135,9 @@ schedules: $(INSTALLED) ## list the schedules
 
 unschedule: $(INSTALLED) ## remove a schedule: make unschedule NAME=demo
 	@$(SITE) $@ $(call needed,NAME) $(FLAGS)
+
+model-add: $(INSTALLED) ## bring a base model into the store: make model-add FROM=hf://org/model TO=s3://bucket/models/name/
+	@$(SITE) model add $(call needed,FROM) $(call needed,TO) $(FLAGS)
 
 doctor: $(INSTALLED) ## look whether runs can be launched here
 	@$(SITE) $@ $(FLAGS)

@@ -1,5 +1,6 @@
 """`make cluster`, `make cluster-down`: a cluster on this machine that `make launch` finds by itself."""
 
+import argparse
 import os
 import shutil
 import signal
@@ -9,9 +10,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from examples.cluster import standin, trainer
+from examples.cluster.images import StoredImage
 from examples.cluster.machine import machine
 from examples.cluster.network import remove_abandoned
-from examples.cluster.node import missing
+from examples.cluster.node import Node, missing
 from examples.cluster.site import furnish
 from examples.demo.__main__ import ROOT
 
@@ -19,12 +22,22 @@ DIRECTORY = Path("build/cluster")
 
 
 def main(argv: Sequence[str]) -> int:
-    """`up` and `down`, and `run`, the process in between; then a directory in the place of the usual one."""
-    directory = Path(argv[1]) if len(argv) > 1 else DIRECTORY
-    return {"up": up, "run": run, "down": down}[argv[0]](directory.absolute())
+    """`up` and `down`, `run`, the process in between, and `image`, which makes the trainer's and no cluster."""
+    parser = argparse.ArgumentParser(prog="python -m examples.cluster")
+    parser.add_argument("command", choices=["up", "run", "down", "image"])
+    parser.add_argument("directory", nargs="?", type=Path, default=DIRECTORY, help=f"all that is kept [{DIRECTORY}]")
+    parser.add_argument("--stand-in", action="store_true", help="a trainer that only pretends, there in half a minute")
+    flags = parser.parse_args(argv)
+    directory: Path = flags.directory.absolute()
+    if flags.command == "down":
+        return down(directory)
+    if flags.command == "image":
+        print(build_image().name)
+        return 0
+    return {"up": up, "run": run}[flags.command](directory, flags.stand_in)
 
 
-def up(directory: Path) -> int:
+def up(directory: Path, stand_in: bool) -> int:
     """Starts the process that holds the cluster, and returns when all is there."""
     if _holder(directory):
         print(f"the cluster runs already; `make cluster-down` ends it. {_USE}")
@@ -36,6 +49,7 @@ def up(directory: Path) -> int:
     log = directory / "log"
     with log.open("wb") as output:
         command = [sys.executable, "-m", "examples.cluster", "run", str(directory)]
+        command += ["--stand-in"] if stand_in else []
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     (directory / "pid").write_text(str(process.pid))
     told = 0
@@ -53,7 +67,7 @@ def up(directory: Path) -> int:
         time.sleep(0.3)
 
 
-def run(directory: Path) -> int:
+def run(directory: Path, stand_in: bool) -> int:
     """Holds the cluster until it is told to end."""
     ready = directory / "ready"
     ready.unlink(missing_ok=True)
@@ -63,8 +77,10 @@ def run(directory: Path) -> int:
         print(f"no node, pods stay Pending: this takes {lacking}", flush=True)
     try:
         with machine(directory / "machine", directory / "s3", ROOT.removeprefix("s3://")) as running:
-            print("the control plane and S3 answer; bringing in k8s/base, the image and the demo's inputs", flush=True)
-            environment = furnish(running, directory / "site")
+            print("the control plane and S3 answer", flush=True)
+            image = bring_image(running.node, stand_in) if running.node else standin.IMAGE
+            print("bringing in k8s/base and the demo's inputs", flush=True)
+            environment = furnish(running, directory / "site", image)
             (directory / "environment").write_text(
                 "".join(f"export {each}={text}\n" for each, text in environment.items())
             )
@@ -75,6 +91,24 @@ def run(directory: Path) -> int:
             (directory / name).unlink(missing_ok=True)
         shutil.rmtree(directory / "machine", ignore_errors=True)
     return 0
+
+
+def bring_image(node: Node, stand_in: bool) -> str:
+    """Brings the trainer's image to a node, the one that ships unless asked otherwise; its name."""
+    if lacking := trainer.missing():
+        print(f"the trainer is a stand-in, which trains nothing: the real one takes {lacking}", flush=True)
+    if stand_in or lacking:
+        node.load(standin.build(node.directory / "stand-in.tar"))
+        return standin.IMAGE
+    image = build_image()
+    node.lend(image)
+    return image.name
+
+
+def build_image() -> StoredImage:
+    """Builds the image that ships, and says how long that may take."""
+    print("building the trainer's image: half an hour on first use, then what has changed", file=sys.stderr, flush=True)
+    return trainer.build()
 
 
 def down(directory: Path) -> int:

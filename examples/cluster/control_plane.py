@@ -150,6 +150,7 @@ def _started(directory: Path, node_address: str) -> ControlPlane:
             f"--service-account-private-key-file={pki}/sa.key",
             f"--root-ca-file={pki}/ca.crt",
             "--use-service-account-credentials",
+            "--node-monitor-grace-period=20s",  # of 50: whoever kills a kubelet waits for it
             "--leader-elect=false",
             "--secure-port=0",
         ],

@@ -1,14 +1,29 @@
-"""Container images without a builder: a tar of layers, as `docker save` writes it and every runtime imports it."""
+"""Container images as archives: of layers, as `docker save` writes them, or of what describes an image alone."""
 
 import hashlib
 import io
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+_USER = "65532:65532"
 
 Layer = Mapping[str, Path] | Path
 """Files and directories of this machine by their path in the image, or a layer that is a tar already."""
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image in the store of a builder on this machine."""
+
+    name: str
+    """With its digest, which is the manifest's."""
+    manifest: bytes
+    config: bytes
+    layers: tuple[tuple[str, Path], ...]
+    """The lowest first: the digest of its tar, and the directory that it is unpacked in."""
 
 
 def archive(
@@ -17,7 +32,6 @@ def archive(
     layers: Sequence[Layer],
     *,
     entrypoint: Sequence[str],
-    user: str = "65532:65532",
     environment: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes an image; its path.
@@ -27,7 +41,6 @@ def archive(
         name: the image's, with its tag.
         layers: the lowest first.
         entrypoint: in exec form.
-        user: uid and gid.
         environment: its variables.
     """
     tars = [layer if isinstance(layer, Path) else _layer(layer) for layer in layers]
@@ -36,7 +49,7 @@ def archive(
         "os": "linux",
         "config": {
             "Entrypoint": list(entrypoint),
-            "User": user,
+            "User": _USER,
             "Env": [f"{key}={value}" for key, value in (environment or {}).items()],
         },
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_sha256(tar)}" for tar in tars]},
@@ -51,6 +64,22 @@ def archive(
             else:
                 _add(image, each, tar)
         _add(image, "manifest.json", json.dumps(manifest).encode())
+    return path
+
+
+def description(path: Path, image: StoredImage) -> Path:
+    """Writes an OCI archive of an image's manifest and config, for a runtime that has the layers; its path."""
+    manifest = {
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": f"sha256:{_sha256(image.manifest)}",
+        "size": len(image.manifest),
+        "annotations": {"io.containerd.image.name": image.name},
+    }
+    with tarfile.open(path, "w") as tar:
+        _add(tar, "oci-layout", json.dumps({"imageLayoutVersion": "1.0.0"}).encode())
+        _add(tar, "index.json", json.dumps({"schemaVersion": 2, "manifests": [manifest]}).encode())
+        for blob in (image.manifest, image.config):
+            _add(tar, f"blobs/sha256/{_sha256(blob)}", blob)
     return path
 
 

@@ -1,5 +1,7 @@
 """A real node on this machine: kubelet, containerd and runc, with a GPU that is only pretended. Needs root."""
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -10,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.cluster.control_plane import NODE, ControlPlane, binaries
-from examples.cluster.images import archive
+from examples.cluster.images import StoredImage, archive, description
 from examples.cluster.network import Network
 from launcher.cluster import Cluster
 
 _HERE = Path(__file__).parent
 _READY_SECONDS = 90
+_GPUS = 1  # pretended
 _PAUSE = "localhost/pause:1"
 _CGROUPS = Path("/sys/fs/cgroup")
+_AWAY, _RUNS = "kubelet.away", "kubelet.runs"  # node.sh looks for the one, and keeps the other
 _PROBE = """
 mount -t tmpfs probe /mnt
 ip link add ft-probe{number} type bridge
@@ -38,8 +42,40 @@ class Node:
 
     def load(self, image: Path) -> None:
         """Brings an image archive to it."""
-        command = [*_ctr(self.directory), "--namespace", "k8s.io", "images", "import", str(image)]
-        subprocess.run(command, check=True, capture_output=True)
+        self._ctr("images", "import", str(image))
+
+    def lend(self, image: StoredImage) -> None:
+        """Brings an image of this machine's store to it without a copy: the layers are used where they are.
+
+        Nobody writes to a layer, so any number of nodes may use one; the store must keep it as long as the node runs.
+        """
+        there, chain = self._ctr("snapshots", "list").split(), ""
+        for digest, directory in image.layers:
+            parent, chain = chain, _chained(chain, digest)
+            if chain in there:  # of another image
+                continue
+            made = f"lent {chain}"
+            [mount] = json.loads(self._ctr("snapshots", "prepare", "--mounts", made, parent))
+            options = dict(each.partition("=")[::2] for each in mount["Options"])
+            files = Path(options.get("upperdir") or mount["Source"])
+            files.rmdir()
+            files.symlink_to(directory)
+            self._ctr("snapshots", "commit", chain, made)
+        self.load(description(self.directory / "image.tar", image))
+
+    def _ctr(self, *words: str) -> str:
+        command = [*_ctr(self.directory), "--namespace", "k8s.io", *words]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+
+    def kill_kubelet(self) -> None:
+        """Loses the node to the control plane: the kubelet is killed and stays away, and containers run on."""
+        (self.directory / _AWAY).touch()
+        while (self.directory / _RUNS).exists():
+            time.sleep(0.1)
+
+    def return_kubelet(self) -> None:
+        """Ends that."""
+        (self.directory / _AWAY).unlink(missing_ok=True)
 
 
 def missing() -> str | None:
@@ -64,13 +100,12 @@ def missing() -> str | None:
 
 
 @contextmanager
-def node(plane: ControlPlane, network: Network, gpus: int = 1) -> Iterator[Node]:
+def node(plane: ControlPlane, network: Network) -> Iterator[Node]:
     """A node that is ready, and gone with the block: processes, mounts and cgroups.
 
     Args:
         plane: which it joins; its data lies beside that one's.
         network: of its pods.
-        gpus: how many `nvidia.com/gpu` it pretends to have.
 
     Raises:
         RuntimeError: it did not become ready; with the kubelet's last words.
@@ -85,13 +120,13 @@ def node(plane: ControlPlane, network: Network, gpus: int = 1) -> Iterator[Node]
     (directory / "network" / "pods.conflist").write_text(_NETWORK % (network.bridge, network.subnet))
     _make_cgroups(network)
     namespaces = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--mount-proc", "--kill-child"]
-    script = [str(_HERE / "node.sh"), str(directory), str(binaries()), NODE, network.address, str(gpus)]
+    script = [str(_HERE / "node.sh"), str(directory), str(binaries()), NODE, network.address, str(_GPUS)]
     plane.start("node", [*namespaces, *script])
     try:
         _wait_for_containerd(directory)
         pause = archive(directory / "pause.tar", _PAUSE, [{"pause": binaries() / "pause"}], entrypoint=["/pause"])
         running.load(pause)
-        _wait_until_ready(plane, gpus)
+        _wait_until_ready(plane)
         yield running
     finally:
         plane.kill("node")
@@ -100,6 +135,11 @@ def node(plane: ControlPlane, network: Network, gpus: int = 1) -> Iterator[Node]
 
 def _ctr(directory: Path) -> list[str]:
     return [str(binaries() / "ctr"), "--address", str(directory / "containerd.sock")]
+
+
+def _chained(parent: str, layer: str) -> str:
+    """The name by which containerd knows a layer on top of others: OCI's chain id."""
+    return f"sha256:{hashlib.sha256(f'{parent} {layer}'.encode()).hexdigest()}" if parent else layer
 
 
 def _slice(network: Network) -> str:
@@ -116,20 +156,20 @@ def _wait_for_containerd(directory: Path) -> None:
         time.sleep(0.2)
 
 
-def _wait_until_ready(plane: ControlPlane, gpus: int) -> None:
+def _wait_until_ready(plane: ControlPlane) -> None:
     cluster = Cluster.connect(str(plane.kubeconfig()))
     deadline = time.monotonic() + _READY_SECONDS
-    while not any(_is_ready(each, gpus) for each in cluster.nodes()):
+    while not any(_is_ready(each) for each in cluster.nodes()):
         if time.monotonic() > deadline:
             raise RuntimeError(f"the node does not become ready:\n{_tail(plane.directory / 'kubelet.log')}")
         time.sleep(0.3)
 
 
-def _is_ready(node: dict[str, object], gpus: int) -> bool:
+def _is_ready(node: dict[str, object]) -> bool:
     status = node["status"]
     assert isinstance(status, dict)
     ready = any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions", ()))
-    return ready and int(status.get("allocatable", {}).get("nvidia.com/gpu", 0)) == gpus
+    return ready and int(status.get("allocatable", {}).get("nvidia.com/gpu", 0)) == _GPUS
 
 
 def _tail(log: Path) -> str:
@@ -196,7 +236,10 @@ healthzPort: 0
 failSwapOn: false
 enforceNodeAllocatable: []
 nodeStatusUpdateFrequency: 4s
+nodeLeaseDurationSeconds: 10
 volumeStatsAggPeriod: 5s
+podLogsDir: {directory}/logs # a kubelet removes what it does not know, and in /var/log/pods that is another node's
+imageGCHighThresholdPercent: 100 # never: nobody could pull an image again
 evictionHard: {{imagefs.available: 1%, nodefs.available: 1%}}
 """
 

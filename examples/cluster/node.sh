@@ -14,8 +14,14 @@ mount -t tmpfs sockets /run/containerd
 containerd -c containerd.toml >containerd.log 2>&1 &
 until ctr --address "$directory/containerd.sock" version >/dev/null 2>&1; do sleep 0.2; done
 device_plugin "$gpus" >device_plugin.log 2>&1 &
-while true; do # as systemd would
-    kubelet --config=kubelet.yaml --kubeconfig=kubelet.kubeconfig --hostname-override="$name" --node-ip="$address" || true
+while true; do # as systemd would, but where it is told to stay away
     sleep 1
+    [[ ! -e kubelet.away ]] || continue
+    touch kubelet.runs
+    kubelet --config=kubelet.yaml --kubeconfig=kubelet.kubeconfig --hostname-override="$name" --node-ip="$address" &
+    while kill -0 $! && [[ ! -e kubelet.away ]]; do sleep 0.5; done
+    kill -KILL $! || true
+    wait $! || true
+    rm kubelet.runs
 done >kubelet.log 2>&1 &
 wait -n

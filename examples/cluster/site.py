@@ -1,4 +1,4 @@
-"""A site on the machine's own cluster, set up as k8s/README.md tells a person to: kustomize, kubectl, a Secret, an image."""
+"""A site on the machine's own cluster, set up as k8s/README.md tells a person to: kustomize, kubectl, a Secret."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from examples.cluster import standin
 from examples.cluster.machine import Machine
 from examples.demo.__main__ import CONFIG, ROOT, put_inputs
 from job.storage.opening import open_storage
@@ -17,23 +16,22 @@ _K8S = Path(__file__).parents[2] / "k8s"
 _KUBECTL = Path(sys.executable).with_name("kubectl")
 
 
-def furnish(running: Machine, directory: Path) -> dict[str, str]:
-    """What a site sets up once: the namespace with all that is in it, the image, the demo's inputs, and the Job template.
+def furnish(running: Machine, directory: Path, image: str) -> dict[str, str]:
+    """What a site sets up once: the namespace with all that is in it, the demo's inputs, and the Job template.
 
     Args:
         running: what it is brought to.
         directory: gets the site's files.
+        image: of the template; the node has it.
 
     Returns:
         The variables by which the launcher and kubectl find it.
     """
     kubeconfig = str(running.plane.kubeconfig())
-    template = write_site(directory, running.s3.endpoint, standin.IMAGE)
+    template = write_site(directory, running.s3.endpoint, image)
     kubectl(kubeconfig, "apply", "--server-side", "-k", str(directory / "base"))
     give_access(running, NAMESPACE)
     kubectl(kubeconfig, "config", "set-context", "--current", f"--namespace={NAMESPACE}")
-    if running.node:
-        running.node.load(standin.build(running.plane.directory / "stand-in.tar"))
     os.environ.update(running.s3.environment)
     put_inputs(open_storage(ROOT), CONFIG.read_bytes())
     return {**running.s3.environment, "KUBECONFIG": kubeconfig, "FINETUNE_TEMPLATE": str(template)}
@@ -48,12 +46,11 @@ def give_access(running: Machine, namespace: str) -> None:
 
 def write_site(site: Path, endpoint: str, image: str) -> Path:
     """A site's kustomizations, as k8s/README.md tells: the base to apply, and the Job template, whose path is given back."""
-    name, _, tag = image.partition(":")
     for folder, text in _SITE.items():
         kustomization = site / folder / "kustomization.yaml"
         kustomization.parent.mkdir(parents=True, exist_ok=True)
         k8s = os.path.relpath(_K8S, kustomization.parent)
-        kustomization.write_text(text.format(k8s=k8s, endpoint=endpoint, name=name, tag=tag, root=ROOT))
+        kustomization.write_text(text.format(k8s=k8s, endpoint=endpoint, image=image, root=ROOT))
     template = site / "job.yaml"
     template.write_text(subprocess.check_output([_KUBECTL, "kustomize", site / "job"], text=True))
     return template
@@ -88,7 +85,6 @@ patches:
 """,
     "job": """resources: [{k8s}]
 components: [{k8s}/overlays/own-s3, {k8s}/overlays/as-job]
-images: [{{ name: registry.example.com/finetune, newName: {name}, newTag: "{tag}" }}]
 patches:
   - target: {{ kind: Job }}
     patch: |-
@@ -100,6 +96,7 @@ patches:
           spec:
             containers:
               - name: trainer
+                image: "{image}"
                 env:
                   - {{ name: FINETUNE_RUNS, value: "{root}" }}
                   - {{ name: AWS_ENDPOINT_URL_S3, value: "{endpoint}" }}

@@ -24,7 +24,8 @@ def test_make_alone_lists_every_target() -> None:
 
 def test_make_test_runs_every_folder_of_tests() -> None:
     run = set(re.findall(r"tests/\w+", make("--dry-run", "test")))
-    folders = [path for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    left_out = {"__pycache__", "soak"}  # `make soak` takes an hour
+    folders = [path for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name not in left_out]
     assert sorted(run) == sorted(f"tests/{folder.name}" for folder in folders)
 
 

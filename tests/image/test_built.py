@@ -1,19 +1,25 @@
 """The built trainer as a hardened pod has it: no network, a read-only root, no capability, a uid that nobody knows.
 
-`make test-image` runs it on the image that `make image` built; FINETUNE_TEST_IMAGE_FLAGS passes more to `podman run` or
-`docker run`.
+`make test-image` runs it on the image that `make image` built, `make test-cluster` on the one that it builds;
+FINETUNE_TEST_IMAGE_FLAGS passes more to `podman run` or `docker run`.
 """
 
 import json
 import os
 import shutil
+import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from examples.demo.server import s3_server
 from job.contract.documents import Outcome, Result
+from job.storage.opening import open_storage
+from job.storage.s3_client import forget_client
+from job.storage.transfer import upload_directory
 from tests.tiny import make_tiny_model, sums, tiny_config
 
 IMAGE = os.environ.get("FINETUNE_TEST_IMAGE", "")
@@ -21,7 +27,11 @@ pytestmark = pytest.mark.skipif(not IMAGE, reason="`make test-image` runs these,
 
 ENGINE = "podman" if shutil.which("podman") else "docker"
 FLAGS = os.environ.get("FINETUNE_TEST_IMAGE_FLAGS", "").split()
-HARDENED = ["--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=1234567:0"]
+if ENGINE == "podman":  # which asks for limits that a machine may not give, names the uid, and adds a writable /tmp
+    FLAGS += ["--ulimit=nofile=4096:4096", "--ulimit=nproc=8192:8192", "--passwd=false", "--read-only-tmpfs=false"]
+UNPRIVILEGED = ["--cap-drop=ALL", "--security-opt=no-new-privileges", "--shm-size=64m"]
+HARDENED = ["--network=none", "--read-only", *UNPRIVILEGED, "--user=1234567:0"]
+NAMES = ("CONFIG", "RUNS", "SCRATCH", "TERMINATION_LOG")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -46,6 +56,17 @@ def run(scratch: Path) -> Run:
     return start
 
 
+def told(config: str, runs: str) -> list[str]:
+    """The job's variables."""
+    values = (config, runs, "/scratch/work", "/scratch/termination-log")
+    return [f"--env=FINETUNE_{name}={value}" for name, value in zip(NAMES, values, strict=True)]
+
+
+def config(base: str, rows: str, **keys: object) -> str:
+    made = tiny_config(Path("/any"), {"max_steps": 4}, **keys).model_dump(mode="json")
+    return json.dumps({**made, "base_model": base, "dataset": {"train": rows}})
+
+
 def test_it_finetunes(run: Run, scratch: Path, tmp_path: Path) -> None:
     """From a config on a read-only volume to GGUF, on the CPU."""
     inputs = tmp_path / "inputs"
@@ -54,14 +75,9 @@ def test_it_finetunes(run: Run, scratch: Path, tmp_path: Path) -> None:
         file.chmod(0o644)
     (inputs / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums(48)))
     export = {"gguf": ["f16", "q4_k_m"], "lora_gguf": True}
-    config = tiny_config(Path("/inputs/base"), {"max_steps": 4}, export=export).model_dump(mode="json")
-    config["dataset"]["train"] = "/inputs/rows.jsonl"
-    (inputs / "config.yaml").write_text(json.dumps(config))
+    (inputs / "config.yaml").write_text(config("/inputs/base", "/inputs/rows.jsonl", export=export))
 
-    variables = ("FINETUNE_CONFIG=/inputs/config.yaml", "FINETUNE_RUNS=/scratch/runs", "FINETUNE_SCRATCH=/scratch/work")
-    log = "FINETUNE_TERMINATION_LOG=/scratch/termination-log"
-    flags = (f"--volume={inputs}:/inputs:ro", *(f"--env={each}" for each in (*variables, log)))
-    done = run(flags=flags)
+    done = run(flags=(f"--volume={inputs}:/inputs:ro", *told("/inputs/config.yaml", "/scratch/runs")))
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert Outcome.model_validate_json((scratch / "termination-log").read_bytes()).code == 0
@@ -69,6 +85,85 @@ def test_it_finetunes(run: Run, scratch: Path, tmp_path: Path) -> None:
     result = Result.model_validate_json(path.read_bytes())
     made = {Path(artifact.key).name for artifact in result.artifacts.all()}
     assert {"adapter_model.safetensors", "tiny.F16.gguf", "tiny.Q4_K_M.gguf"} <= made
+
+
+@contextmanager
+def network_to(*addresses: str) -> Iterator[str]:
+    """A network namespace that reaches the first of some new addresses of this machine, and nothing else; its name."""
+    name = f"ft-{os.getpid()}"
+    inside = ["ip", "-n", name]
+    commands = [
+        ["ip", "netns", "add", name],
+        ["ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", name],
+        *(["ip", "address", "add", f"{address}/32", "dev", name] for address in addresses),
+        ["ip", "link", "set", name, "up"],
+        ["ip", "route", "add", _POD, "dev", name],
+        [*inside, "address", "add", f"{_POD}/32", "dev", "eth0"],
+        [*inside, "link", "set", "eth0", "up"],
+        [*inside, "link", "set", "lo", "up"],
+        [*inside, "route", "add", f"{addresses[0]}/32", "dev", "eth0"],
+    ]
+    try:
+        for command in commands:
+            subprocess.run(command, check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)  # and the pair of devices with it
+
+
+_STORE, _ELSEWHERE, _POD = "10.243.1.1", "10.243.2.1", "10.243.1.2"
+_CONNECT = f"""
+import socket, sys
+for address in ("{_STORE}", "{_ELSEWHERE}"):
+    try:
+        socket.create_connection((address, int(sys.argv[1])), timeout=5).close()
+        print("reached")
+    except OSError:
+        print("not reached")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace takes root")
+@pytest.mark.skipif(ENGINE != "podman", reason="docker takes no network namespace")
+def test_it_needs_no_network_but_its_stores_and_writes_to_scratch_alone(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As uid 65532, under what k8s/base/network-policy.yaml promises at its narrowest; the root could be written to."""
+    name = f"finetune-test-{os.getpid()}"
+    with network_to(_STORE, _ELSEWHERE) as network, s3_server(tmp_path / "s3", "demo", _STORE) as server:
+        for variable, text in server.environment.items():
+            monkeypatch.setenv(variable, text)
+        forget_client()
+        storage = open_storage("s3://demo")
+        upload_directory(make_tiny_model(tmp_path / "base"), storage, "base/")
+        storage.put("rows.jsonl", "".join(json.dumps(row) + "\n" for row in sums(48)).encode())
+        storage.put("config.yaml", config("s3://demo/base/", "s3://demo/rows.jsonl").encode())
+
+        flags = [*FLAGS, *UNPRIVILEGED, "--user=65532:65532", f"--network=ns:/run/netns/{network}"]
+        variables = [f"--env={variable}={text}" for variable, text in server.environment.items()]
+        variables += told("s3://demo/config.yaml", "s3://demo")
+        volume = f"--volume={scratch}:/scratch"
+        port = server.endpoint.rpartition(":")[2]
+        looking = [ENGINE, "run", "--rm", *flags, "--entrypoint=python", IMAGE, "-c", _CONNECT, port]
+        with socket.create_server((_ELSEWHERE, int(port))):
+            assert subprocess.check_output(looking, text=True) == "reached\nnot reached\n"
+        try:
+            command = [ENGINE, "run", f"--name={name}", *flags, *variables, volume, IMAGE]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+            written = subprocess.check_output([ENGINE, "diff", name], text=True).splitlines()
+        finally:
+            subprocess.run([ENGINE, "rm", "--force", name], check=True, capture_output=True)
+        [stat] = [stat for stat in storage.list("runs/") if stat.key.endswith("/result.json")]
+        found = storage.get(stat.key)
+    forget_client()
+    assert found
+    assert Result.model_validate_json(found[0]).artifacts.lora
+    assert [line for line in written if line.split()[1] not in _ENGINES_OWN] == []
+
+
+_ENGINES_OWN = {"/etc", "/etc/mtab", "/run", "/run/.containerenv", "/run/secrets", "/scratch"}
+"""What the engine itself puts there for its mounts."""
 
 
 def test_bad_flags_end_it_as_the_table_says(run: Run) -> None:

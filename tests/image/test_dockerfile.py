@@ -124,28 +124,51 @@ def test_uv_is_of_one_version() -> None:
     assert f"UV_VERSION := {pinned}\n" in (ROOT / "Makefile").read_text()
 
 
-def test_the_lists_are_those_of_the_lock(tmp_path: Path) -> None:
-    uv = shutil.which("uv") or next(Path.home().glob(".cache/finetune/uv-*/bin/uv"), None)
-    if not uv:
+@pytest.fixture
+def uv() -> str:
+    found = shutil.which("uv") or next(map(str, Path.home().glob(".cache/finetune/uv-*/bin/uv")), None)
+    if not found:
         pytest.skip("uv is not where `make install` puts it")
-    subprocess.run(
-        [ROOT / "docker" / "requirements.sh", tmp_path],
-        cwd=ROOT,
-        env={"PATH": f"{Path(uv).parent}:/usr/bin:/bin", "HOME": str(Path.home())},
-        check=True,
-    )
+    return found
+
+
+@pytest.fixture
+def lists(uv: str, tmp_path: Path) -> Path:
+    """The lists that the build installs from."""
+    command = [ROOT / "docker" / "requirements.sh", tmp_path]
+    environment = {"PATH": f"{Path(uv).parent}:/usr/bin:/bin", "HOME": str(Path.home())}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    return tmp_path
+
+
+def test_the_lists_are_those_of_the_lock(lists: Path) -> None:
     packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
     locked = {f"{each['name']}=={each['version']}" for each in packages}
-    lists = {path.stem: path.read_text() for path in tmp_path.glob("*.txt")}
-    assert set(lists) == {"launcher", "trainer", "image"}
-    for text in lists.values():
+    texts = {path.stem: path.read_text() for path in lists.glob("*.txt")}
+    assert set(texts) == {"launcher", "trainer", "image"}
+    for text in texts.values():
         entries = text.replace("\\\n", "").splitlines()
         assert all("--hash=sha256:" in entry for entry in entries)
         assert {entry.split()[0] for entry in entries} <= locked
-    assert "\ntorch==" in lists["trainer"]
-    assert "\ntorch==" not in lists["launcher"]
-    assert not any("\npytest==" in text or "\nfinetune" in text for text in lists.values())
-    assert "GGML_NATIVE=OFF" in (tmp_path / "cmake-args").read_text()
+    assert "\ntorch==" in texts["trainer"]
+    assert "\ntorch==" not in texts["launcher"]
+    assert not any("\npytest==" in text or "\nfinetune" in text for text in texts.values())
+    assert "GGML_NATIVE=OFF" in (lists / "cmake-args").read_text()
+
+
+def test_a_package_whose_hash_was_tampered_with_is_not_installed(uv: str, lists: Path, tmp_path: Path) -> None:
+    [entry] = re.findall(r"^click==(?:.*\\\n)*.*$", (lists / "launcher.txt").read_text(), re.MULTILINE)
+    tampered = re.sub(r"sha256:[0-9a-f]{8}", "sha256:00000000", entry)
+    told = {}
+    for name, text in (("whole", entry), ("tampered", tampered)):
+        (tmp_path / name).write_text(text)
+        command = [uv, "pip", "install", "--require-hashes", "--no-deps", "--python", sys.executable]
+        command += ["--requirement", str(tmp_path / name), "--target", str(tmp_path / f"{name}-packages")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        told[name] = done.returncode, "mismatch" in done.stderr
+    assert told == {"whole": (0, False), "tampered": (1, True)}
+    assert (tmp_path / "whole-packages" / "click").is_dir()
+    assert not (tmp_path / "tampered-packages" / "click").exists()
 
 
 def test_the_build_sees_only_what_it_copies() -> None:

@@ -40,7 +40,7 @@ def build(path: Path) -> Path:
     return archive(
         path,
         IMAGE,
-        [_debian(), _packages(), code, standins | {f"{_PACKAGES}/pynvml.py": _HERE / "pynvml.py"}],
+        [debian(), _packages(), code, standins | {f"{_PACKAGES}/pynvml.py": _HERE / "pynvml.py"}],
         entrypoint=["/usr/bin/python3", "-m", "job"],
         environment={
             "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -50,7 +50,7 @@ def build(path: Path) -> Path:
     )
 
 
-def _debian() -> Path:
+def debian() -> Path:
     """Debian 12 with its Python 3.11: a minute on first use."""
     layer = CACHE / "images" / "debian-12-python.tar"
     if not layer.exists():

@@ -1,30 +1,58 @@
 """The training child's stand-in: keeps its contract and trains nothing. `job/train.py` in the stand-in image.
 
+Checkpoints, stops and resumes go as the real one's: the same directories of the same files, at the same moments. The
+adapter depends on every step that was taken, so a run that was interrupted has the bytes of one that was not, or fails.
+
 A config tells it what to do by its sample prompts: `stand-in: seconds 0.5` for each step, and before the second one
-`exit 79`, `signal 9`, `allocate` (memory without end), `fill 100` (MiB on scratch), or `lines 1000` to print.
+`exit 79`, `signal 9`, `allocate` (memory without end), `fill 100` (MiB on scratch), or `lines 1000` to print. Only
+`seconds` counts after a resume: so `exit 71` beside `save_steps: 1` fails once, and without checkpoints each time.
 """
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import struct
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from job.contract.documents import TrainSummary
-from job.contract.errors import ERROR_BY_CODE
-from job.contract.events import Loaded, Step, Trained, Versions
+from job.contract.errors import ERROR_BY_CODE, InterruptedRun
+from job.contract.events import Loaded, Saved, Step, Trained, Training, Versions
 from job.contract.plan import Plan
 from job.telling import Teller, run_child
 
 _ORDER = "stand-in: "
 _ADVICE = {79: "Lower training.per_device_train_batch_size to 1."}  # as the real one says which key to lower
+_TOKENS_SEEN, _TOKENS_TRAINED = 100, 50  # in a step
+_TENSORS = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # what the real one loads by torch
+
+
+@dataclass(frozen=True)
+class State:
+    """What training has come to: all that a checkpoint keeps, and all that the next step depends on."""
+
+    global_step: int = 0
+    sha256: str = ""
+    """Of every step up to here."""
+
+    def next(self, seed: int) -> "State":
+        """One step further."""
+        step = self.global_step + 1
+        return State(step, hashlib.sha256(f"{self.sha256} {seed} {step}".encode()).hexdigest())
 
 
 def train(plan: Plan, teller: Teller) -> None:
-    """Steps, and an adapter of one small matrix."""
+    """Steps, and an adapter of one small matrix.
+
+    Raises:
+        InterruptedRun: it was asked to stop, and has left a checkpoint.
+        JobError: as it was told to.
+    """
     training = plan.recipe.training
     orders = dict(orders_of(plan))
     steps = training.max_steps or 10
@@ -42,11 +70,18 @@ def train(plan: Plan, teller: Teller) -> None:
         )
     )
     seconds = float(orders.pop("seconds", 0))
-    began = time.monotonic()
-    for step in range(1, steps + 1):
-        if step == min(2, steps):
+    state = State()
+    if plan.resume_from:
+        state = State(**json.loads(Path(plan.resume_from, "trainer_state.json").read_bytes()))
+        orders.clear()
+    teller.tell(Training(step=state.global_step, of=steps))
+    saved = time.monotonic()
+    while state.global_step < steps:
+        if state.global_step + 1 == min(2, steps):
             obey(orders)
         time.sleep(seconds)
+        state = state.next(training.seed)
+        step = state.global_step
         teller.tell(
             Step(
                 step=step,
@@ -58,19 +93,28 @@ def train(plan: Plan, teller: Teller) -> None:
                 eta_seconds=seconds * (steps - step),
             )
         )
-    write_adapter(Path(plan.adapter), plan)
+        asked = bool(plan.stop and Path(plan.stop).exists())
+        due = asked or step % (training.save_steps or steps) == 0 or time.monotonic() - saved >= training.save_seconds
+        if due and step < steps:
+            saved = time.monotonic()
+            teller.tell(Saved(step=step, directory=str(write_checkpoint(plan, state, seconds))))
+        if asked and step < steps:
+            raise InterruptedRun(f"training was stopped after step {step} of {steps}")
+    written = Path(plan.adapter).with_name(".adapter")
+    write_adapter(written, plan, state)
+    written.rename(plan.adapter)
     teller.tell(
         Trained(
             summary=TrainSummary(
                 steps=steps,
                 train_loss=2.0 / steps,
                 eval_loss=None,
-                tokens_seen=100 * steps,
-                tokens_trained=50 * steps,
+                tokens_seen=_TOKENS_SEEN * steps,
+                tokens_trained=_TOKENS_TRAINED * steps,
                 trainable_parameters=8,
                 total_parameters=8,
                 effective_batch=batch,
-                seconds=time.monotonic() - began,
+                seconds=seconds * steps,
                 device="stand-in",
                 dtype="float32",
                 peak_memory_bytes=0,
@@ -104,12 +148,31 @@ def obey(orders: dict[str, str]) -> None:
         held.append(bytearray(os.urandom(1 << 20) * 16))
 
 
-def write_adapter(directory: Path, plan: Plan) -> None:
-    """An adapter as far as whoever publishes it looks."""
-    directory.mkdir(parents=True)
+def write_checkpoint(plan: Plan, state: State, seconds: float) -> Path:
+    """The directory that training can be gone on from; whole once its name is there."""
+    step = state.global_step
+    written = Path(plan.trainer) / f"checkpoint-{step}"
+    final = Path(plan.checkpoints) / f"step-{step:06d}"
+    write_adapter(written, plan, state)
+    for name in _TENSORS:
+        (written / name).write_bytes(name.encode())
+    (written / "trainer_state.json").write_text(json.dumps(asdict(state)))
+    measured = {
+        "tokens_seen": _TOKENS_SEEN * step,
+        "tokens_trained": _TOKENS_TRAINED * step,
+        "seconds": seconds * step,
+    }
+    (written / "measured.json").write_text(json.dumps(measured))
+    return written.rename(final)
+
+
+def write_adapter(directory: Path, plan: Plan, state: State) -> None:
+    """An adapter as far as whoever publishes it looks, and the tokenizer."""
+    shutil.copytree(plan.tokenizer, directory)
+    (directory / "README.md").write_text("an adapter\n")
     (directory / "adapter_config.json").write_text(json.dumps({"r": 1, "base_model_name_or_path": plan.base_model}))
     header = json.dumps({"layer.lora_B.weight": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]}}).encode()
-    body = struct.pack("<8f", *range(8))
+    body = struct.pack("<8f", *bytes.fromhex(state.sha256)[:8])
     (directory / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + body)
 
 

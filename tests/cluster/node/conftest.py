@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,17 +13,22 @@ from uuid import uuid4
 import pytest
 import yaml
 
+from examples.cluster import standin
+from examples.cluster.control_plane import NODE
 from examples.cluster.machine import Machine, machine
-from examples.cluster.node import missing
-from examples.cluster.site import furnish, give_access
+from examples.cluster.node import Node, missing
+from examples.cluster.site import furnish, give_access, kubectl
 from examples.demo.__main__ import ROOT as BUCKET
 from job.storage.opening import open_storage
 from job.storage.s3_client import forget_client
 from job.storage.transfer import upload_directory
 from launcher import Launcher
 from launcher.cluster import Cluster
+from launcher.kube import Json
 from launcher.manifest import Manifest, set_env, trainer
+from launcher.status import Phase
 from tests.cluster.conftest import fresh_namespace
+from tests.cluster.node.attempts import adapter
 from tests.tiny import sums
 
 _SITES_OWN = ("FINETUNE_RUNS", "FINETUNE_TEMPLATE", "FINETUNE_SUBMITTER")
@@ -47,7 +53,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[Site]
     (directory / "machine").mkdir()
     with machine(directory / "machine", directory / "s3", BUCKET.removeprefix("s3://")) as running:
         with store_of(running):
-            variables = furnish(running, directory / "site")
+            assert running.node
+            running.node.load(standin.build(directory / "stand-in.tar"))
+            variables = furnish(running, directory / "site", standin.IMAGE)
             upload_directory(base, open_storage(BUCKET), "tiny/base/")
             rows = "".join(json.dumps(row) + "\n" for row in sums(8))
             open_storage(BUCKET).put("tiny/rows.jsonl", rows.encode())
@@ -77,6 +85,13 @@ def store(site: Site) -> Iterator[None]:
 @pytest.fixture
 def cluster(site: Site) -> Iterator[Cluster]:
     """A fresh namespace that takes restricted pods only, whose pods reach the store."""
+    with namespace_of(site) as made:
+        yield made
+
+
+@contextmanager
+def namespace_of(site: Site) -> Iterator[Cluster]:
+    """The same, as long as the block lasts."""
     made = fresh_namespace(site.machine.plane)
     give_access(site.machine, made.namespace)
     yield made
@@ -98,7 +113,7 @@ class Bench:
 
     def config(self, *orders: str, name: str = "bot", **keys: Any) -> Path:
         """A config's file, whose stand-in does what it is told."""
-        compute = {"gpus": 0, "cpus": 0.5, "memory_gib": 0.5, "scratch_gib": 0.5, "max_hours": 1}
+        compute = {"gpus": 0, "cpus": 0.5, "memory_gib": 0.5, "scratch_gib": 2, "max_hours": 1}
         config: dict[str, Any] = {
             "name": name,
             "base_model": f"{BUCKET}/tiny/base/",
@@ -129,7 +144,50 @@ class Bench:
             self.root, path, kubeconfig, namespace=self.cluster.namespace, impersonate=impersonate, submitter="ada"
         )
 
+    def pods(self, run: str) -> list[Json]:
+        """The pods of a run's Job."""
+        job = self.cluster.get_job(run)
+        assert job
+        return self.cluster.pods(job["metadata"]["uid"])
+
+    def kubectl(self, *words: str) -> str:
+        """What a person types, and what it prints."""
+        return kubectl(str(self.site.machine.plane.kubeconfig()), "--namespace", self.cluster.namespace, *words)
+
+
+TRAINING = {"max_steps": 40, "save_steps": 4}
+"""Of a run that there is time to interrupt."""
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The adapter of a run of this training that nothing happens to."""
+    with store_of(site.machine), namespace_of(site) as cluster:
+        whole = Bench(site, cluster, tmp_path_factory.mktemp("uninterrupted"), f"{BUCKET}/{uuid4().hex}")
+        launcher = whole.launcher()
+        run = launcher.launch(whole.config(training=TRAINING)).run_id
+        assert launcher.wait(run, timeout=120).phase == Phase.SUCCEEDED
+        yield adapter(open_storage(whole.root), run)
+
+
+def wait_for(holds: Callable[[], object], seconds: float = 90) -> None:
+    """Returns when it holds, which it must within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
 
 @pytest.fixture
 def bench(site: Site, cluster: Cluster, tmp_path: Path) -> Bench:
     return Bench(site, cluster, tmp_path, f"{BUCKET}/{uuid4().hex}")
+
+
+@pytest.fixture
+def node(site: Site, bench: Bench) -> Iterator[Node]:
+    """The node, to be broken: it is put in order again."""
+    assert site.machine.node
+    yield site.machine.node
+    site.machine.node.return_kubelet()
+    bench.kubectl("patch", "node", NODE, "--type=merge", "-p", '{"spec": {"unschedulable": null, "taints": null}}')
+    bench.kubectl("wait", "--for=condition=Ready", f"node/{NODE}", "--timeout=90s")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from examples.cluster import trainer
 from tests.conftest import ROOT
 
 
@@ -32,8 +33,11 @@ def test_cluster_down_leaves_nothing(tmp_path: Path) -> None:
         assert "make launch" in run("up", tmp_path)
         assert "runs already" in run("up", tmp_path)
         during = left(tmp_path)
+        template = (tmp_path / "site" / "job.yaml").read_text()
     finally:
         run("down", tmp_path)
+    shipped = trainer.missing() is None
+    assert ("finetune-trainer@sha256:" in template, "stand-in" in template) == (shipped, not shipped)
     seen = {kind: len(during[kind]) > len(before[kind]) for kind in during if kind != "mounts"}
     assert seen == dict.fromkeys(seen, True), "else the test looks in the wrong places"
     assert left(tmp_path) == before
