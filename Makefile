@@ -20,6 +20,9 @@ SITE = [ ! -f build/cluster/environment ] || . build/cluster/environment; .venv/
 TRAIN := $(addprefix tests/,train export job demo)
 UNIT := $(filter-out $(TRAIN) tests/gpu_path tests/cluster tests/soak,$(patsubst %/,%,$(wildcard tests/*/)))
 
+# Tests that mostly wait: for a server, a process, a moment.
+SIDE_BY_SIDE := --numprocesses=3
+
 .PHONY: help install lint format test test-unit test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all test-image soak gpu-smoke demo run image image-pin cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule model-add doctor llama-cpp config-docs bench clean
 
 help: ## print this list
@@ -40,7 +43,7 @@ format: $(INSTALLED) ## let ruff format the tree
 test: test-unit test-cluster test-train test-gpu-path ## all tests
 
 test-unit: $(INSTALLED) ## the tests that train nothing
-	.venv/bin/pytest $(UNIT)
+	.venv/bin/pytest $(SIDE_BY_SIDE) $(UNIT)
 
 test-train: $(INSTALLED) ## the tests that finetune a model, on this machine's CPU
 	.venv/bin/pytest $(TRAIN)
@@ -49,7 +52,8 @@ test-train: $(INSTALLED) ## the tests that finetune a model, on this machine's C
 BUILT = $(if $(and $(filter 0,$(shell id -u)),$(shell command -v podman)),localhost/finetune-trainer:debian)
 test-cluster: $(INSTALLED) ## the launcher on a real Kubernetes; as root with a node, and with podman the image that ships
 	$(if $(BUILT),$(PYTHON) -m examples.cluster image)
-	FINETUNE_TEST_IMAGE=$(BUILT) .venv/bin/pytest tests/cluster $(if $(BUILT),tests/image/test_built.py)
+	.venv/bin/pytest $(SIDE_BY_SIDE) tests/cluster --ignore=tests/cluster/node
+	FINETUNE_TEST_IMAGE=$(BUILT) .venv/bin/pytest tests/cluster/node $(if $(BUILT),tests/image/test_built.py)
 
 record-diagnoses: $(INSTALLED) ## record anew what a cluster tells of runs that do not go on (tests/launcher/recorded)
 	FINETUNE_RECORD=1 .venv/bin/pytest tests/cluster/test_diagnosis.py tests/cluster/node/test_diagnosis.py

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from bench import Figure
 
-MODULES = ("startup", "launcher", "dataset", "storage", "reference")
+MODULES = ("startup", "launcher", "dataset", "checkpoints", "storage", "reference")
 """Modules of this package with a `figures()`, the quick ones first."""
 REPORT = Path("build/bench.json")
 

@@ -7,16 +7,20 @@ set -euo pipefail
 requirements=$1
 export UV_PYTHON_INSTALL_DIR=/opt/python UV_PYTHON=3.11 UV_LINK_MODE=copy
 export PYC_INVALIDATION_MODE=UNCHECKED_HASH # files may get other times on their way; nothing is looked up at a start
-CMAKE_ARGS=$(cat "$(dirname "$requirements")/cmake-args")
-export CMAKE_ARGS
+UV_CONFIG_FILE=$(dirname "$requirements")/uv.toml
+export UV_CONFIG_FILE
 
 mkdir -p /opt/python
 uv python find >/dev/null || uv python install
 rm -rf /opt/python/*/lib/python3.11/site-packages/pip* # the image installs nothing
 uv venv --no-project /opt/venv
-# The list is whole, and uv.lock was resolved with an override that this would not know: --no-deps.
-uv pip install --python /opt/venv --no-deps --require-hashes --requirement "$requirements" \
-  --build-constraints "$(dirname "$requirements")/image.txt"
+# The list is whole, and uv.lock was resolved with an override that this would not know: --no-deps. Offline first: a cache
+# that was mounted may have what was compiled with the same settings, and an index is asked whether it is still new.
+install() {
+  uv pip install --python /opt/venv --no-deps --require-hashes --requirement "$requirements" \
+    --build-constraints "$(dirname "$requirements")/image.txt" "$@"
+}
+install --offline || install
 
 packages=/opt/venv/lib/python3.11/site-packages
 echo /opt/finetune >"$packages/finetune.pth"

@@ -9,5 +9,5 @@ list() { uv export --quiet --frozen --no-header --no-annotate --no-emit-project 
 list "$1/launcher.txt" --no-default-groups
 list "$1/trainer.txt" --no-default-groups --extra train
 list "$1/image.txt" --only-group image
-sed -n 's/^llama-cpp-python = .*CMAKE_ARGS = "\(.*\)".*/\1/p' pyproject.toml >"$1/cmake-args"
-[ -s "$1/cmake-args" ]
+sed -n '/^\[tool.uv.extra-build-variables\]/,/^$/s/^\[tool.uv./[/p;/^llama-cpp-python = /p' pyproject.toml >"$1/uv.toml"
+[ "$(wc -l <"$1/uv.toml")" = 2 ]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from job.attempt import Attempt
 from job.contract.documents import Artifact, Published, TrainSummary
-from job.contract.errors import DataError
+from job.contract.errors import DataError, JobError
 from job.contract.model import canonical_bytes
 from job.moving import Moving
 from job.storage import Progress, Storage
@@ -21,13 +21,18 @@ def publish_directory(attempt: Attempt, kind: str, directory: Path) -> tuple[Art
         directory: whose files; one that is not there gives no artifact.
 
     Raises:
+        FencedError: it failed, and a newer attempt has taken over: that one ends the uploads of those before it.
         DataError: when the store does not hold what was sent.
     """
     if not directory.is_dir():
         return ()
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     moving = Moving(f"publish {kind}", size)
-    return upload_verified(directory, attempt.run.storage, attempt.keys.artifacts(kind), moving)
+    try:
+        return upload_verified(directory, attempt.run.storage, attempt.keys.artifacts(kind), moving)
+    except JobError:
+        attempt.assert_newest()
+        raise
 
 
 def upload_verified(directory: Path, storage: Storage, prefix: str, progress: Progress) -> tuple[Artifact, ...]:

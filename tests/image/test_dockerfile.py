@@ -153,7 +153,7 @@ def test_the_lists_are_those_of_the_lock(lists: Path) -> None:
     assert "\ntorch==" in texts["trainer"]
     assert "\ntorch==" not in texts["launcher"]
     assert not any("\npytest==" in text or "\nfinetune" in text for text in texts.values())
-    assert "GGML_NATIVE=OFF" in (lists / "cmake-args").read_text()
+    assert "GGML_NATIVE=OFF" in (lists / "uv.toml").read_text()
 
 
 def test_a_package_whose_hash_was_tampered_with_is_not_installed(uv: str, lists: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_store_that_does_not_answer(bench: Bench, small: Path) -> None:
 
 def test_training_that_takes_more_memory_than_there_is(bench: Bench) -> None:
     """The kernel kills the child, and tini and the supervisor live to tell."""
-    config = bench.config(compute={"cpus": 2, "memory_gib": 0.4}, samples={"prompts": []})
+    config = bench.config(compute={"cpus": 2, "memory_gib": 0.6}, samples={"prompts": []})
     found = ended(bench, bench.launcher(once).launch(config).run_id)
     assert found.category == Category.CHILD_OUT_OF_MEMORY
     assert "compute.memory_gib" in found.resolution
