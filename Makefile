@@ -20,8 +20,9 @@ SITE = [ ! -f build/cluster/environment ] || . build/cluster/environment; .venv/
 TRAIN := $(addprefix tests/,train export job demo)
 UNIT := $(filter-out $(TRAIN) tests/gpu_path tests/cluster tests/soak,$(patsubst %/,%,$(wildcard tests/*/)))
 
-# Tests that mostly wait: for a server, a process, a moment.
+# Tests that mostly wait, for a server, a process, a moment; and those whose processes import the training stack for long.
 SIDE_BY_SIDE := --numprocesses=3
+TWO_AT_A_TIME := --numprocesses=2 --dist=loadfile
 
 .PHONY: help install lint format test test-unit test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all test-image soak gpu-smoke demo run image image-pin cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule model-add doctor llama-cpp config-docs bench clean
 
@@ -46,7 +47,7 @@ test-unit: $(INSTALLED) ## the tests that train nothing
 	.venv/bin/pytest $(SIDE_BY_SIDE) $(UNIT)
 
 test-train: $(INSTALLED) ## the tests that finetune a model, on this machine's CPU
-	.venv/bin/pytest $(TRAIN)
+	.venv/bin/pytest $(TWO_AT_A_TIME) $(TRAIN)
 
 # As root and with podman these tests build the image that ships, and then those of that image can run, too.
 BUILT = $(if $(and $(filter 0,$(shell id -u)),$(shell command -v podman)),localhost/finetune-trainer:debian)
@@ -59,7 +60,7 @@ record-diagnoses: $(INSTALLED) ## record anew what a cluster tells of runs that 
 	FINETUNE_RECORD=1 .venv/bin/pytest tests/cluster/test_diagnosis.py tests/cluster/node/test_diagnosis.py
 
 test-gpu-path: $(INSTALLED) ## Unsloth's GPU path, emulated on the CPU (FINETUNE_TEST_GPU=1: on the card)
-	.venv/bin/pytest tests/gpu_path --ignore=tests/gpu_path/all
+	.venv/bin/pytest $(TWO_AT_A_TIME) tests/gpu_path --ignore=tests/gpu_path/all
 
 test-gpu-path-all: $(INSTALLED) ## the same, with bfloat16, answers, the merge, and planted errors
 	.venv/bin/pytest tests/gpu_path

@@ -24,8 +24,8 @@ from job.contract.config import Training
 from job.contract.exits import Exit
 
 _INTERVAL_SECONDS: float = Training.model_fields["save_seconds"].default
-_SECONDS_HERE = 6  # several checkpoints within a minute, each of them sent before the next one is due
-_CHECKPOINTS = 6
+_SECONDS_HERE = 5  # several checkpoints within a minute, each of them sent before the next one is due
+_CHECKPOINTS = 4
 _GOAL = 0.02
 _REPOSITORY = Path(__file__).parents[1]
 
@@ -61,7 +61,12 @@ def _config(data: Path) -> dict[str, Any]:
         "dtype": "float32",
         "load_in_4bit": False,
         "dataset": {"train": str(data)},
-        "training": {"max_steps": 10_000, "gradient_accumulation_steps": 1, "save_seconds": _SECONDS_HERE},
+        "training": {
+            "max_steps": 10_000,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "save_seconds": _SECONDS_HERE,
+        },
         "export": {"gguf": []},
         "compute": {"gpus": 0},
     }

@@ -30,6 +30,7 @@ _ATTEMPTS = 8
 _HURRIED_ATTEMPTS = 2
 _HURRIED_SECONDS = 60
 _BUDGET_SECONDS = 1800.0
+_READ_SECONDS = 60.0
 _MOST_CONNECTIONS = 32
 _making = threading.Lock()
 
@@ -40,12 +41,14 @@ class S3Settings:
 
     budget_seconds: float
     """For how long one request is tried again while the store does not answer."""
+    read_seconds: float
+    """For how long an answer may stand still before its connection counts as hung."""
     checksum: Checksum
     """What each upload carries and the store confirms."""
 
     @classmethod
     def from_environment(cls, budget_seconds: float | None = None) -> "S3Settings":
-        """FINETUNE_S3_BUDGET_SECONDS (unless the caller is in a hurry) and FINETUNE_S3_CHECKSUM.
+        """FINETUNE_S3_BUDGET_SECONDS (less where the caller is in a hurry), and what else FINETUNE_S3_* say.
 
         Raises:
             UsageError: for values that make no sense.
@@ -54,6 +57,7 @@ class S3Settings:
         default = "none" if os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION") == "when_required" else "CRC64NVME"
         return cls(
             budget if budget_seconds is None else min(budget, budget_seconds),
+            _number("FINETUNE_S3_READ_SECONDS", _READ_SECONDS),
             chosen(os.environ.get("FINETUNE_S3_CHECKSUM", default)),
         )
 
@@ -62,7 +66,9 @@ class S3Settings:
         """The process's client."""
         attempts = int(_number("AWS_MAX_ATTEMPTS", _ATTEMPTS))
         with _making:
-            return _client(min(attempts, _HURRIED_ATTEMPTS) if self.budget_seconds < _HURRIED_SECONDS else attempts)
+            if self.budget_seconds < _HURRIED_SECONDS:
+                attempts = min(attempts, _HURRIED_ATTEMPTS)
+            return _client(attempts, self.read_seconds)
 
     def request(self, uri: str, ask: "Callable[[S3Client], Answer]") -> Answer:
         """The answer to one request about `uri`, asked again while the store is unavailable and the budget lasts.
@@ -90,9 +96,12 @@ class S3Settings:
 def _number(name: str, default: float) -> float:
     text = os.environ.get(name) or str(default)
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise UsageError(f"{name}={text} is not a number") from None
+        number = 0
+    if not number > 0:
+        raise UsageError(f"{name}={text} is not a number above 0")
+    return number
 
 
 def forget_client() -> None:
@@ -101,10 +110,10 @@ def forget_client() -> None:
 
 
 @cache
-def _client(attempts: int) -> "S3Client":
+def _client(attempts: int, read_seconds: float) -> "S3Client":
     config = Config(
-        connect_timeout=5,
-        read_timeout=60,
+        connect_timeout=5,  # also of each 128 KiB that go up
+        read_timeout=read_seconds,
         tcp_keepalive=True,
         retries={"mode": "standard", "total_max_attempts": attempts},
         max_pool_connections=_MOST_CONNECTIONS,

@@ -5,8 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,7 +35,8 @@ class Terminal:
     def start(self, command: str, *words: str, cluster: bool = True) -> subprocess.Popen[str]:
         """A command that goes on."""
         flags = ["--runs", self.runs, "--template", str(self.template), *(self.cluster if cluster else [])]
-        given: list[str | Path] = [FINETUNE, command, *words, *flags]
+        # Whoever runs these tests in the background ignores SIGINT, and so would what they start.
+        given: list[str | Path] = ["env", "--default-signal=INT", FINETUNE, command, *words, *flags]
         pipe = subprocess.PIPE
         return subprocess.Popen(given, env=self.environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -113,12 +112,12 @@ def test_a_job_that_is_deleted_ends_the_wait(
     keys = RunKeys(launched["run_id"])
     lease = Lease(attempt=1, heartbeat_at=datetime.now(UTC), stage="train")  # a pod of it may still beat
     storage.put(keys.lease, canonical_bytes(lease))
-    with ThreadPoolExecutor(1) as other:
-        waiting = other.submit(terminal.run, "wait", keys.run_id, "--timeout", "60")
-        time.sleep(5)
-        assert cluster.delete_job(keys.run_id, launched["job_uid"])
-        ended = waiting.result()
-    assert (ended.returncode, "its Job was deleted" in ended.stderr) == (1, True), ended.stderr
+    waiting = terminal.start("wait", keys.run_id, "--timeout", "60")
+    assert waiting.stderr
+    assert keys.run_id in waiting.stderr.readline()  # it has seen the Job
+    assert cluster.delete_job(keys.run_id, launched["job_uid"])
+    _, said = waiting.communicate()
+    assert (waiting.returncode, "its Job was deleted" in said) == (1, True), said
 
 
 def test_an_unknown_run_is_told(terminal: Terminal) -> None:

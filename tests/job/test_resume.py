@@ -1,20 +1,62 @@
 """A run over several pods: killed, told to stop, and started again, it comes to what one that nobody disturbed does."""
 
+import json
 import os
+import random
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from job.contract.documents import Checkpoint, Result
 from job.contract.model import sha256_hex
 from job.storage import Storage
 from job.storage.opening import open_storage
 from tests.job.conftest import Pod, wait_for_child, wait_for_training
+from tests.reliability.starts import SOAK, kill, log_of
 
 Make = Callable[..., Pod]
+Log = list[dict[str, Any]]
+
+STEPS, SAVE_STEPS = 120, 10
+TRAINING = {"max_steps": STEPS, "save_steps": SAVE_STEPS}
+LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1}
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What the run comes to when nothing happens to it."""
+
+    result: Result
+    steps: set[tuple[int, float, float]]
+
+
+@pytest.fixture(scope="module")
+def trained() -> list[Undisturbed]:
+    """Empty until the first test has needed it."""
+    return []
+
+
+@pytest.fixture
+def undisturbed(pod: Make, trained: list[Undisturbed]) -> Undisturbed:
+    """The run in one start, trained once for all tests."""
+    if not trained:
+        start = pod(TRAINING, lora=LORA)
+        start = replace(start, root=f"{start.root}-undisturbed")
+        ended = start.start()
+        assert ended.code == 0, ended.printed
+        trained.append(Undisturbed(result_of(open_storage(start.root)), steps_of(ended.log)))
+    return trained[0]
+
+
+def steps_of(log: Log) -> set[tuple[int, float, float]]:
+    """Each logged step, its loss and its learning rate."""
+    return {(line["step"], line["loss"], line["learning_rate"]) for line in log if line["event"] == "step"}
 
 
 def complete(storage: Storage) -> Iterator[tuple[str, Checkpoint]]:
@@ -53,8 +95,10 @@ def weights(result: Result) -> str:
     return file.sha256
 
 
-def test_a_run_that_is_killed_and_told_to_stop_comes_to_the_same_adapter(pod: Make, tmp_path: Path) -> None:
-    start = pod({"max_steps": 120, "save_steps": 20}, lora={"r": 8, "lora_alpha": 16, "lora_dropout": 0.1})
+def test_a_run_that_is_killed_and_told_to_stop_comes_to_the_same_adapter(
+    pod: Make, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    start = pod(TRAINING, lora=LORA)
     storage = open_storage(start.root)
 
     # Killed once a checkpoint is in the store.
@@ -65,7 +109,7 @@ def test_a_run_that_is_killed_and_told_to_stop_comes_to_the_same_adapter(pod: Ma
     os.killpg(child, signal.SIGKILL)
     first.communicate()
     kept = max(checkpoint.step for _, checkpoint in complete(storage))
-    assert kept < 120
+    assert kept < STEPS
 
     # Told to stop while it trains.
     second = start.process()
@@ -85,11 +129,58 @@ def test_a_run_that_is_killed_and_told_to_stop_comes_to_the_same_adapter(pod: Ma
     assert third.code == 0, third.printed
     [resumed] = third.events("resumed")
     assert (resumed["step"], resumed["from_attempt"]) == (last.step, 2)
-    assert [line["step"] for line in third.events("step")] == list(range(last.step + 1, 121))
+    assert [line["step"] for line in third.events("step")] == list(range(last.step + 1, STEPS + 1))
 
-    undisturbed = replace(start, root=f"{start.root}-undisturbed")
-    assert undisturbed.start().code == 0
-    one, other = result_of(storage), result_of(open_storage(undisturbed.root))
+    one, other = result_of(storage), undisturbed.result
     assert weights(one) == weights(other)
-    assert (one.attempt, one.train.steps, one.train.train_loss) == (3, 120, other.train.train_loss)
+    assert (one.attempt, one.train.steps, one.train.train_loss) == (3, STEPS, other.train.train_loss)
     assert (one.train.tokens_seen, one.train.tokens_trained) == (other.train.tokens_seen, other.train.tokens_trained)
+
+
+Reached = Callable[[Log], bool]
+
+
+def in_stage(name: str, event: str = "stage") -> Reached:
+    """At the first such event of a stage."""
+    return lambda log: any(line.get("stage") == name for line in log) and log[-1]["event"] == event
+
+
+def trained_for(steps: int) -> Reached:
+    """After further steps, and with a checkpoint in the store where there were enough of them for one."""
+
+    def reached(log: Log) -> bool:
+        events = [line["event"] for line in log]
+        return events.count("step") >= steps and (steps < SAVE_STEPS or "checkpoint kept" in events)
+
+    return reached
+
+
+def killed(start: Pod, reached: Reached) -> Log:
+    """The log of a start that is killed, and its children with it, when it has come to a point."""
+    process, log = start.process(), []
+    assert process.stdout
+    for line in process.stdout:
+        log.append(json.loads(line))
+        if reached(log):
+            kill(process)
+            break
+    out, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, (log, err)
+    return log + log_of(out)
+
+
+def test_a_run_that_is_killed_again_and_again_comes_to_the_same_adapter(pod: Make, undisturbed: Undisturbed) -> None:
+    draw = random.Random(0)  # 30 draws: 9 of them pass a checkpoint, the second is the first one that does
+    points = [in_stage("download"), *(trained_for(draw.randint(1, 13)) for _ in range(30 if SOAK else 3))]
+    if SOAK:
+        points += [in_stage("export"), in_stage("export", "exporting")]
+    start = pod(TRAINING, lora=LORA, export={"gguf": ["f16"] if SOAK else []})
+    logs = [killed(start, reached) for reached in points]
+    last = start.start()
+    assert last.code == 0, last.printed
+    log = [line for each in (*logs, last.log) for line in each]
+    assert [line["step"] for line in logs[3] if line["event"] == "resumed"] == [SAVE_STEPS]
+    assert steps_of(log) == undisturbed.steps
+    result = result_of(open_storage(start.root))
+    assert weights(result) == weights(undisturbed.result)
+    assert result.train.train_loss == undisturbed.result.train.train_loss

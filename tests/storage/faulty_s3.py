@@ -26,10 +26,16 @@ class Answer:
     body: bytes
     sent: int | None = None
     """How many bytes of the body arrive before the connection breaks; None: all of them."""
+    hangs: bool = False
+    """Whether the connection is silent instead of broken after those bytes."""
 
 
 class BrokenConnection(Exception):
     """The client gets no answer."""
+
+
+class HungConnection(Exception):
+    """The client gets no answer, and its connection stays open."""
 
 
 Send = Callable[[Request], Answer]
@@ -45,6 +51,17 @@ class FaultyS3:
     faults: list[Fault] = field(default_factory=list)
     seen: list[Request] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    unread: float = 0
+    """To how many of the next PUTs the server stops listening before the body."""
+    over: threading.Event = field(default_factory=threading.Event)
+    """Set when connections that hang need do so no longer."""
+
+    def stops_listening(self, method: str) -> bool:
+        with self.lock:
+            if method != "PUT" or not self.unread:
+                return False
+            self.unread -= 1
+            return True
 
     def forward(self, request: Request) -> Answer:
         connection = http.client.HTTPConnection(urlsplit(self.behind).netloc, timeout=30)
@@ -112,6 +129,16 @@ def cuts_off_after(count: int) -> Fault:
     return lambda request, send: replace(send(request), sent=count)
 
 
+def never_answers(request: Request, send: Send) -> Answer:
+    """The connection is silent from then on; the real server does not hear of the request."""
+    raise HungConnection
+
+
+def stalls_after(count: int) -> Fault:
+    """The answer's body stops coming."""
+    return lambda request, send: replace(send(request), sent=count, hangs=True)
+
+
 def damages_the_body(request: Request, send: Send) -> Answer:
     """One bit flips on the way up."""
     return send(replace(request, body=bytes([request.body[0] ^ 1]) + request.body[1:]))
@@ -149,12 +176,18 @@ class _Handler(BaseHTTPRequestHandler):
     faulty: FaultyS3
 
     def _do(self) -> None:
+        if self.faulty.stops_listening(self.command):
+            self._hang()
+            return
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
         try:
             answer = self.faulty.answer(Request(self.command, self.path, headers, body))
         except BrokenConnection:
             self.close_connection = True
+            return
+        except HungConnection:
+            self._hang()
             return
         self.send_response_only(answer.status)
         for name, value in answer.headers.items():
@@ -166,6 +199,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(answer.body[: answer.sent])
         self.close_connection = answer.sent is not None
+        if answer.hangs:
+            self._hang()
+
+    def _hang(self) -> None:
+        self.wfile.flush()
+        self.faulty.over.wait()
+        self.close_connection = True
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _do  # noqa: N815 (http.server's names)
 
@@ -184,6 +224,7 @@ def faulty_s3(behind: str) -> Iterator[tuple[FaultyS3, str]]:
     try:
         yield faulty, f"http://127.0.0.1:{server.server_port}"
     finally:
+        faulty.over.set()
         server.shutdown()
         server.server_close()
         thread.join()

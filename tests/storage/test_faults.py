@@ -1,7 +1,9 @@
 """What S3 and the network can do to us: each case has one outcome, and most are not noticed at all."""
 
+import math
 import random
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +38,10 @@ from tests.storage.faulty_s3 import (
     damages_the_body,
     faulty_s3,
     loses_the_answer,
+    never_answers,
     only,
     says,
+    stalls_after,
     with_header,
 )
 
@@ -61,10 +65,12 @@ def between(seaweed: str) -> Iterator[FaultyS3]:
 
 
 @pytest.fixture
-def faulty(between: FaultyS3) -> FaultyS3:
+def faulty(between: FaultyS3) -> Iterator[FaultyS3]:
     """The same without a fault yet."""
-    between.faults, between.seen = [], []
-    return between
+    between.faults, between.seen, between.unread = [], [], 0
+    between.over = threading.Event()
+    yield between
+    between.over.set()
 
 
 @pytest.fixture
@@ -266,6 +272,86 @@ def test_a_bucket_that_keeps_versions_gives_the_one_that_was_named(
         assert (tmp_path / "got").read_bytes() == b"1" * size
 
 
+# A connection that hangs
+
+HANGS = {
+    "a put is never answered": only("PUT", never_answers, times=1),
+    "the end of an upload is never answered": only("POST", never_answers, times=1, path="uploadId"),
+    "a look is never answered": only("HEAD", never_answers, times=1),
+    "a read is never answered": only("GET", never_answers, times=1),
+    "a read stops in the middle": only("GET", stalls_after(50), times=1),
+}
+
+
+@pytest.fixture
+def impatient(opened: Callable[..., Storage], bucket: str) -> Storage:
+    """The store, whose connections may be silent for a second, and which is asked again for a minute."""
+    return opened({"FINETUNE_S3_READ_SECONDS": "1", "FINETUNE_S3_BUDGET_SECONDS": "60"}, bucket)
+
+
+@pytest.fixture
+def hurried(opened: Callable[..., Storage], bucket: str) -> Storage:
+    """The same, which is given up at once."""
+    return opened({"FINETUNE_S3_READ_SECONDS": "1", "AWS_MAX_ATTEMPTS": "1"}, bucket)
+
+
+@pytest.mark.timeout(50)  # less than what a connection may be silent for when nothing is set
+@pytest.mark.parametrize("fault", HANGS.values(), ids=HANGS)
+@pytest.mark.parametrize("size", [100, LARGE])
+def test_a_connection_that_hangs_is_left_for_another(
+    faulty: FaultyS3, impatient: Storage, fault: Callable[[], Fault], size: int, tmp_path: Path
+) -> None:
+    body = random.Random(size).randbytes(size)
+    (tmp_path / "file").write_bytes(body)
+    faulty.faults = [fault()]
+    uploaded = impatient.upload(tmp_path / "file", "file")
+    impatient.download(uploaded.stat, tmp_path / "got")
+    assert impatient.head("file") == uploaded.stat
+    assert (tmp_path / "got").read_bytes() == body
+
+
+@pytest.mark.parametrize("fault", [never_answers, stalls_after(50)], ids=["never answers", "stops in the middle"])
+@pytest.mark.parametrize("size", [100, LARGE])
+def test_a_store_whose_every_read_hangs_is_unavailable_and_leaves_no_file(
+    faulty: FaultyS3, hurried: Storage, fault: Fault, size: int, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"x" * size)
+    stat = hurried.upload(tmp_path / "file", "key").stat
+    faulty.faults = [only("GET", fault)()]
+    with pytest.raises(UnavailableError):
+        hurried.download(stat, tmp_path / "to" / "got")
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def test_an_upload_whose_body_the_store_stops_taking_goes_over_another_connection(
+    faulty: FaultyS3, impatient: Storage, large: Path, tmp_path: Path
+) -> None:
+    faulty.unread = 1
+    stat = impatient.upload(large, "key").stat
+    assert faulty.unread == 0
+    impatient.download(stat, tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == large.read_bytes()
+
+
+@pytest.mark.parametrize("unread", [0, math.inf], ids=["never answers", "stops in the middle"])
+def test_a_store_whose_every_upload_hangs_is_unavailable_and_has_no_object(
+    faulty: FaultyS3, hurried: Storage, unread: float, large: Path, s3: "S3Client"
+) -> None:
+    faulty.faults, faulty.unread = [only("PUT", never_answers)()], unread
+    with pytest.raises(UnavailableError):
+        hurried.upload(large, "key")
+    assert hurried.head("key") is None
+    name, _, prefix = hurried.uri.removeprefix("s3://").partition("/")
+    assert s3.list_multipart_uploads(Bucket=name, Prefix=prefix).get("Uploads", []) == []
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "soon"])
+def test_a_silence_that_is_no_time_is_bad_usage(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("FINETUNE_S3_READ_SECONDS", text)
+    with pytest.raises(UsageError, match="FINETUNE_S3_READ_SECONDS"):
+        open_storage("s3://tests/x")
+
+
 # An upload is confirmed, or an error that leaves nothing
 
 
@@ -352,14 +438,14 @@ def test_the_canary_says_what_the_store_will_not_do(
 
 
 @pytest.fixture
-def opened(faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, str]], Storage]]:
+def opened(faulty: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Storage]]:
     """Opens the store in another environment."""
 
-    def opened(environment: dict[str, str]) -> Storage:
+    def opened(environment: dict[str, str], uri: str = "s3://tests/x") -> Storage:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         forget_client()
-        return open_storage("s3://tests/x")
+        return open_storage(uri)
 
     yield opened
     forget_client()

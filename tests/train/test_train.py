@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from job.children import run_child, train_command
 from job.contract.errors import BugError, DataError, GpuOutOfMemory, InterruptedRun
-from job.contract.events import Evaluated, Event, Loaded, Sample, SampleText, Saved, Step, Trained
+from job.contract.events import Alive, Evaluated, Event, Loaded, Sample, SampleText, Saved, Step, Trained, Training
 from job.contract.model import canonical_bytes
 from job.contract.plan import Plan
 from job.environment import environment
@@ -176,11 +176,20 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
     assert not scratch.adapter.exists()
 
 
-def test_the_last_step_is_told_whatever_logging_steps_says(base: Path, tmp_path: Path) -> None:
+def test_where_no_step_is_logged_it_tells_that_it_goes_on_and_the_last_step(base: Path, tmp_path: Path) -> None:
     scratch = Scratch(tmp_path / "scratch")
-    events = train(tiny_plan(scratch, base, tiny_config(base, {"max_steps": 2, "logging_steps": 10})), scratch)
-    assert [step.step for step in of_kind(events, Step)] == [2]
-    assert of_kind(events, Trained)[0].summary.train_loss > 0
+    plan = tiny_plan(scratch, base, tiny_config(base, {"max_steps": 2, "logging_steps": 10}))
+    events: list[Event] = []
+    work = (
+        "from job import train; train._PULSE_SECONDS = 0; train.train(plan, teller)"  # each batch takes less than 1 s
+    )
+    end_of(work, plan, scratch, events.append)
+    [step], [trained], [evaluated] = (of_kind(events, kind) for kind in (Step, Trained, Evaluated))
+    assert step.step == 2
+    assert trained.summary.train_loss > 0
+    start, middle, end = events.index(of_kind(events, Training)[0]), events.index(trained), events.index(evaluated)
+    assert len(of_kind(events[start:middle], Alive)) == 2 * 4, "one for each batch of training"
+    assert len(of_kind(events[middle:end], Alive)) == 5, "one for each batch of the evaluation"
 
 
 def test_rows_that_the_trainer_would_cut_end_the_run(base: Path, tmp_path: Path) -> None:
@@ -191,14 +200,14 @@ def test_rows_that_the_trainer_would_cut_end_the_run(base: Path, tmp_path: Path)
         train(plan, scratch)
 
 
-def end_of(work: str, plan: Plan, scratch: Scratch) -> None:
+def end_of(work: str, plan: Plan, scratch: Scratch, hear: Callable[[Event], object] = lambda _: None) -> None:
     """Runs a child whose work is a line of Python on `plan`, by the edge that the training child has."""
     scratch.plan.write_bytes(canonical_bytes(plan))
     code = f"import sys, torch\nfrom job.telling import run_child\ndef work(plan, teller):\n    {work}\nsys.exit(run_child(work, sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(scratch.plan)]
     variables = environment(scratch.home, scratch.report, Path(plan.llama_cpp), 0, (), os.environ)
     variables["PYTHONPATH"] = str(Path(__file__).parents[2])
-    run_child(command, variables, scratch.work, scratch.events, lambda _: None, lambda _: None)
+    run_child(command, variables, scratch.work, scratch.events, hear, lambda _: None)
 
 
 def test_a_base_that_is_not_4_bit_as_asked_ends_the_run(base: Path, tmp_path: Path) -> None:

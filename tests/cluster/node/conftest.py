@@ -160,14 +160,19 @@ TRAINING = {"max_steps": 40, "save_steps": 4}
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def uninterrupted(site: Site, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The adapter of a run of this training that nothing happens to."""
+    return whole_run(Bench, site, tmp_path_factory.mktemp("uninterrupted"))
+
+
+def whole_run(kind: type[Bench], site: Site, directory: Path) -> str:
+    """The adapter of a run that nothing happens to."""
     with store_of(site.machine), namespace_of(site) as cluster:
-        whole = Bench(site, cluster, tmp_path_factory.mktemp("uninterrupted"), f"{BUCKET}/{uuid4().hex}")
+        whole = kind(site, cluster, directory, f"{BUCKET}/{uuid4().hex}")
         launcher = whole.launcher()
         run = launcher.launch(whole.config(training=TRAINING)).run_id
-        assert launcher.wait(run, timeout=120).phase == Phase.SUCCEEDED
-        yield adapter(open_storage(whole.root), run)
+        assert launcher.wait(run, timeout=600).phase == Phase.SUCCEEDED
+        return adapter(open_storage(whole.root), run)
 
 
 def wait_for(holds: Callable[[], object], seconds: float = 90) -> None:
