@@ -29,7 +29,7 @@ log = structlog.get_logger()
 _ENDING_SECONDS = 10
 
 
-def claim(run: Run, settings: Settings, now: datetime) -> int:
+def claim(run: Run, settings: Settings, now: datetime) -> int | None:
     """Takes the next attempt number. Whoever put the claim owns the number.
 
     An attempt that neither told its outcome nor missed its heartbeat is alive. A newer pod of our own Job takes over
@@ -40,6 +40,9 @@ def claim(run: Run, settings: Settings, now: datetime) -> int:
         settings: who claims, and after how long a silence an attempt counts as dead.
         now: the store's clock.
 
+    Returns:
+        The number; None when the attempt that was waited for has come to the run's result.
+
     Raises:
         TakenError: while another Job's attempt lives.
         BugError: our Job has had enough attempts.
@@ -49,6 +52,8 @@ def claim(run: Run, settings: Settings, now: datetime) -> int:
         number = _newest(run, ours.attempt)
         if number:
             _wait_until_over(run, number, settings, now)
+            if run.storage.head(run.keys.result):
+                return None
             assert_bounded(run, number, settings)
         ours = ours.model_copy(update={"attempt": number + 1})
         if run.storage.put_if_absent(run.keys.attempt(number + 1).claim, canonical_bytes(ours)):

@@ -1,10 +1,9 @@
 """How an attempt ended: from whatever ended it to one document."""
 
-import errno
 from pathlib import Path
 
 from job.contract.documents import Outcome
-from job.contract.errors import BugError, InterruptedRun, JobError, KilledError, LocalIOError
+from job.contract.errors import BugError, InterruptedRun, JobError, KilledError, LocalIOError, is_of_disk
 from job.contract.exits import Exit, exit_name
 from job.contract.model import canonical_bytes
 from job.interruption import Overtaken, ToldToStop
@@ -13,7 +12,6 @@ from job.stages import Stages
 
 _MAX_BYTES = 4096  # what Kubernetes keeps of a termination message
 _MAX_MESSAGE, _MAX_RESOLUTION = 3000, 500  # characters
-_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 
 def error_of(error: BaseException) -> JobError:
@@ -27,7 +25,7 @@ def error_of(error: BaseException) -> JobError:
     if isinstance(error, KeyboardInterrupt):
         return KilledError("interrupted from the keyboard", "", 2)
     said = f"{type(error).__name__}: {error}"
-    if isinstance(error, OSError) and error.errno in _DISK:
+    if is_of_disk(error):
         return LocalIOError(f"the scratch disk cannot be written: {said}", "Raise compute.scratch_gib.")
     return BugError(said, "This should not happen; the traceback is in the log.")
 

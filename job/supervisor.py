@@ -62,7 +62,8 @@ def run(settings: Settings, stages: Stages, buffer: LogBuffer, interruption: Int
         check(this, Scratch(settings.scratch / f"{this.run_id}.check"), settings, stages)
         return None
     put_spec(this, config_bytes)
-    number = claim(this, settings, now)
+    if (number := claim(this, settings, now)) is None:
+        return run(settings, stages, buffer, interruption)
     with Attempt(this, number, stages, buffer, settings.heartbeat_seconds, interruption.overtake) as attempt:
         interruption.last_words = attempt.tell
         try:

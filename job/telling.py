@@ -3,7 +3,6 @@
 Imports nothing of the training stack, so that a child which cannot even import it still tells why.
 """
 
-import errno
 import faulthandler
 import os
 import pickle
@@ -16,12 +15,10 @@ from types import TracebackType
 from typing import Self
 
 from job.contract.config import Recipe
-from job.contract.errors import BugError, DataError, DeviceError, GpuOutOfMemory, JobError, LocalIOError
+from job.contract.errors import BugError, DataError, DeviceError, GpuOutOfMemory, JobError, LocalIOError, is_of_disk
 from job.contract.events import Event, Failed
 from job.contract.exits import Exit
 from job.contract.plan import Plan
-
-_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 
 class Teller:
@@ -82,8 +79,7 @@ def ending_of(error: Exception, recipe: Recipe) -> JobError:
     # A device-side assert is the program's fault (an index out of range); every other CUDA error is the device's.
     if isinstance(error, RuntimeError) and "CUDA error" in said and "device-side assert" not in said:
         return DeviceError(f"the GPU failed: {said}", "Look for an XID in the node's kernel log.")
-    # Libraries in Rust and C++ (safetensors, torch.save) tell a full disk in words only.
-    if "No space left on device" in said or (isinstance(error, OSError) and error.errno in _DISK_ERRORS):
+    if is_of_disk(error):
         return LocalIOError(f"scratch cannot be written: {said}", "Raise compute.scratch_gib.")
     return BugError(said, "This should not happen; the traceback is in the log.")
 

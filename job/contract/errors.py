@@ -17,6 +17,7 @@ JobError                what, and what to do about it; ``code`` is the process's
 └── KilledError   128 + n   a child was ended by signal n
 """
 
+import errno
 from collections.abc import Sequence
 
 from job.contract.exits import Exit
@@ -155,3 +156,11 @@ ERROR_BY_CODE: dict[int, type[JobError]] = {
         GpuOutOfMemory,
     )
 }
+
+
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Whether a disk is full or fails. Libraries in Rust and C++ tell the first in words only, and so does `shutil.Error`."""
+    return "No space left on device" in str(error) or (isinstance(error, OSError) and error.errno in _DISK)

@@ -70,7 +70,8 @@ def prepare(
                 making.fill(eval or (), eval_split, lambda _: eval_split)
             check(train_split, eval_split, recipe, rejects, gpus)
     except OSError as error:
-        raise LocalIOError(f"{error.filename or directory}: {error.strerror or error}") from error
+        words = f"{error.filename or directory}: {error.strerror or error}"
+        raise LocalIOError(words, "Free space, or give the run a larger disk.") from error
     prepared = Prepared(
         train=train_split.report(),
         eval=eval_split.report() if eval_split else None,

@@ -45,14 +45,22 @@ def test_the_first_claim_is_1_and_says_whose_it_is(run: Run, settings_of: Of) ->
 
 
 def test_twenty_racers_get_twenty_numbers(run: Run, settings: Settings) -> None:
-    numbers: list[int] = []
+    numbers: list[int | None] = []
     later = now() + timedelta(hours=1)  # every claim has long gone stale
     threads = [threading.Thread(target=lambda: numbers.append(claim(run, settings, later))) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(numbers) == list(range(1, 21))
+    assert len(numbers) == 20
+    assert set(numbers) == set(range(1, 21))
+
+
+def test_an_attempt_that_came_to_a_result_meanwhile_leaves_nothing_to_claim(run: Run, settings_of: Of) -> None:
+    claim(run, settings_of("u1"), now())
+    run.storage.put(run.keys.result, b"{}")
+    assert claim(run, settings_of("u1"), now()) is None
+    assert run.storage.head(run.keys.attempt(2).claim) is None
 
 
 def test_an_attempt_that_told_its_outcome_is_over(run: Run, settings_of: Of) -> None:

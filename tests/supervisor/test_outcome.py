@@ -1,4 +1,5 @@
 import errno
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from job.stages import Stages
         (DataError("m"), 65),
         (OSError(errno.ENOSPC, "No space left on device"), 74),
         (OSError(errno.EIO, "Input/output error"), 74),
+        (shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]), 74),
         (OSError(errno.ENOENT, "No such file"), 70),
         (ValueError("surprise"), 70),
         (KeyboardInterrupt(), 130),
