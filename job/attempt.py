@@ -137,7 +137,7 @@ class Attempt:
     def __enter__(self) -> Self:
         structlog.contextvars.bind_contextvars(run_id=self.run.run_id, attempt=self.number)
         log.info("attempt", uri=f"{self.run.storage.uri}/{self.keys.prefix}")
-        self._try_to_beat()
+        self._try_to(self._beat)
         self._thread.start()
         return self
 
@@ -166,19 +166,24 @@ class Attempt:
 
     def _beat_until_over(self) -> None:
         while not self._over.wait(self._interval):
-            self._try_to_beat()
+            self._try_to(self._beat_if_newest)
 
-    def _try_to_beat(self) -> None:
+    def _try_to(self, beat: Callable[[], None]) -> None:
         """The next beat tries again, and a store that stays away ends the run elsewhere."""
         try:
+            beat()
+        except Exception as error:
+            log.warning("a heartbeat was missed", message=str(error))
+
+    def _beat_if_newest(self) -> None:
+        try:
             self.assert_newest()
-            self._beat()
         except FencedError as error:
             if not self._over.is_set():
                 self._over.set()
                 self._overtaken(error)
-        except Exception as error:
-            log.warning("a heartbeat was missed", message=str(error))
+            return
+        self._beat()
 
     def _beat(self) -> None:
         lease = Lease(

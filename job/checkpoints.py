@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from job.attempt import Attempt
+from job.contract.disk import CHECKPOINT_BYTES
 from job.contract.documents import Checkpoint, Fingerprint
 from job.contract.errors import InterruptedRun, JobError
 from job.contract.events import Loaded, Saved
@@ -20,7 +21,6 @@ from job.storage.opening import open_storage
 
 log = structlog.get_logger()
 
-_BYTES_PER_PARAMETER = 12  # the adapter and AdamW's two moments, 4 bytes each
 _SAMPLE_BYTES = 32 << 20  # what is sent to measure the rate: parts of it go side by side, as those of a checkpoint do
 _SAMPLE_BUDGET_SECONDS = 10
 
@@ -123,7 +123,7 @@ def warn_if_slow(run: Run, loaded: Loaded, directory: Path, grace_seconds: float
         grace_seconds: what there is between SIGTERM and the end.
     """
     context = contextvars.copy_context()
-    arguments = (_warn_if_slow, run, _BYTES_PER_PARAMETER * loaded.trainable_parameters, directory, grace_seconds)
+    arguments = (_warn_if_slow, run, CHECKPOINT_BYTES * loaded.trainable_parameters, directory, grace_seconds)
     threading.Thread(target=context.run, args=arguments, name="upload rate", daemon=True).start()
 
 

@@ -3,15 +3,13 @@
 import signal
 from collections.abc import Sequence
 
-from job.contract.errors import ERROR_BY_CODE, BugError, JobError, KilledError
+from job.contract.errors import ERROR_BY_CODE, RAISE_MEMORY, BugError, JobError, KilledError
 from job.contract.events import Failed
 from job.contract.exits import Exit
 from job.machine import GIB, MemoryUse
 
 _SIGNALS = 128  # codes above it name one
-_LESS_MEMORY = (
-    "Raise compute.memory_gib. On a CPU a lower training.per_device_train_batch_size or max_seq_length helps, too."
-)
+_LESS_MEMORY = f"{RAISE_MEMORY}. On a CPU a lower training.per_device_train_batch_size or max_seq_length helps, too."
 
 
 def ending(
@@ -44,7 +42,7 @@ def ending(
     if -code != signal.SIGKILL:
         return KilledError(f"{ended_by}. {said}", "", -code)
     if _oom_kills(before, after) is None:
-        return KilledError(f"{ended_by}. {said}", "Raise compute.memory_gib if it was for memory.", -code)
+        return KilledError(f"{ended_by}. {said}", f"{RAISE_MEMORY} if it was for memory.", -code)
     return KilledError(
         f"{ended_by}, and not by the kernel for memory: somebody else killed it. {said}",
         "Ask who ends processes on that node.",

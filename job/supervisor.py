@@ -4,6 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -63,7 +64,7 @@ def run(settings: Settings, stages: Stages, buffer: LogBuffer, interruption: Int
         return None
     put_spec(this, config_bytes)
     if (number := claim(this, settings, now)) is None:
-        return run(settings, stages, buffer, interruption)
+        return run(replace(settings, run_id=this.run_id, again=False), stages, buffer, interruption)
     with Attempt(this, number, stages, buffer, settings.heartbeat_seconds, interruption.overtake) as attempt:
         interruption.last_words = attempt.tell
         try:

@@ -48,7 +48,7 @@ class Watchdog:
 
     def hear(self, event: Event) -> None:
         """Takes in an event, once whoever it is for has done with it."""
-        self._silent = 0
+        self._silent, self._stacks_left = 0, None
         match event:
             case Training():
                 self._is_looping = True

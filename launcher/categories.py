@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from job.contract.exits import Exit
-from launcher.evidence import Evidence, at
+from launcher.evidence import Evidence, at, one_more_night
 
 
 class Category(StrEnum):
@@ -192,7 +192,8 @@ def facts(run: Evidence) -> dict[str, Any]:
     pod = run.ended_pod or run.newest_pod
     template = at(run.job, "spec", "template", "spec")
     ended = any(map(run.has, ("Failed", "FailureTarget", "Complete", "SuccessCriteriaMet")))
-    again = run.anew if ended else "`cancel` and `launch`" if run.job else "`launch`"
+    launch = f"`{one_more_night(run.schedule)}`" if run.schedule else "`launch`"
+    again = run.anew if ended else f"`cancel` and {launch}" if run.job else "`launch`"
     next_one = "`launch`" if not run.job or run.deleted else "another attempt"
     return {
         "job": run.documents.run_id,

@@ -111,7 +111,7 @@ class Duration(click.ParamType[float]):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", str(value))
+        found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", str(value))
         if not found or not any(found.groups()):
             self.fail(f"{value!r} is no length of time such as 90, 30m or 2h", param, ctx)
         hours, minutes, seconds = (float(each or 0) for each in found.groups())

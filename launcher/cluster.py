@@ -10,7 +10,7 @@ from typing import Any
 from job.contract.errors import ConfigError, UnavailableError
 from launcher.evidence import happened, moment
 from launcher.kube import READ_SECONDS, Answer, Api, Json, connect
-from launcher.manifest import SELECTOR, grace_seconds
+from launcher.manifest import MADE_BY, grace_seconds
 
 _NIGHT, _POD = r"(-\d{8})?", r"(-[bcdfghjklmnpqrstvwxz2456789]{5})?"  # what Kubernetes puts after a name
 JOB_UID = "batch.kubernetes.io/controller-uid"
@@ -70,10 +70,14 @@ class Cluster:
         self._check_pod_security(answer, None if dry_run else made)
         return made
 
-    def check_pods(self, job: Mapping[str, Any], dry_run: bool = False) -> None:
+    def check_pods(self, job: Mapping[str, Any], undo: bool = False) -> None:
         """Hears anew what `create_job` heard of a Job that is there: whoever made it may never have got the answer.
 
-        It is undone like there. One that has had a pod is none of those.
+        One that has had a pod is none of those.
+
+        Args:
+            job: as it is.
+            undo: delete it when it is refused, for we may have made it.
 
         Raises:
             ConfigError: PodSecurity refuses its pods.
@@ -83,7 +87,7 @@ class Cluster:
         metadata = job["metadata"]
         query, unchanged = {"fieldManager": _FIELD_MANAGER, "dryRun": "All"}, {"metadata": {"uid": metadata["uid"]}}
         answer = self.api.send("PATCH", self._batch("jobs", metadata["name"]), query, unchanged, _MERGE)
-        self._check_pod_security(answer, None if dry_run else job)
+        self._check_pod_security(answer, job if undo else None)
 
     def get_job(self, name: str) -> Json | None:
         """A Job, None when there is none."""
@@ -130,8 +134,7 @@ class Cluster:
 
     def pending_pods(self) -> Iterator[Json]:
         """The metadata of each pod of the launcher's Jobs that has not started."""
-        made_by = SELECTOR.partition(",")[2]  # the label that every pod gets, whatever the site's template says
-        query = {"labelSelector": made_by, "fieldSelector": "status.phase=Pending"}
+        query = {"labelSelector": MADE_BY, "fieldSelector": "status.phase=Pending"}
         for page in self.api.pages(self._core("pods"), query, _METADATA_ONLY):
             for item in page["items"] or ():
                 yield item["metadata"]

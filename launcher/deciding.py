@@ -8,7 +8,7 @@ from job.contract.documents import Spec
 from job.contract.errors import JobError, TakenError
 from job.contract.model import Document, canonical_bytes, differences, sha256_hex
 from launcher.evidence import Evidence, at, ended
-from launcher.manifest import SPEC_SHA256
+from launcher.manifest import SPEC_SHA256, is_ours
 
 _DIFFERENCES_SHOWN = 8
 _ANOTHER_NAME = "Give this config another name"
@@ -78,6 +78,11 @@ def decide(spec: Spec, frozen: bool, seen: Seen, resume: bool = False) -> Action
         raise TakenError(f"{run_id} is a run of another spec: {changed}", f"{_ANOTHER_NAME}.")
     if run.documents.result:
         return Action.NOTHING
+    if run.job and not is_ours(run.job):
+        raise TakenError(
+            f"the Job {run_id} does not carry the launcher's labels",
+            f"{_ANOTHER_NAME}, or delete that Job if it is yours.",
+        )
     if run.job and (other := _other_spec(spec, seen)):
         message = f"the Job {run_id} belongs to another spec: {other}"
         raise TakenError(message, f"{_ANOTHER_NAME}, or delete that Job if it is yours.")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple
 
+from job.contract.errors import RAISE_MEMORY
 from job.contract.model import Document
 from launcher.categories import RESOLUTIONS, Category, facts, of_exit, of_refusal, of_scheduling, of_waiting
 from launcher.evidence import Evidence, Json, at, happened, has_ended, moment, trainer_of
@@ -243,7 +244,7 @@ def _ending(run: Evidence) -> _Cause | None:
     else:
         told = message or reason, "kubelet"
     # The supervisor lives to tell of a child that was killed, and speaks of memory unless the kernel did not do it.
-    if code == 137 and outcome and outcome.code == 137 and "memory_gib" in outcome.resolution:
+    if code == 137 and outcome and outcome.code == 137 and outcome.resolution.startswith(RAISE_MEMORY):
         return _Cause(Category.CHILD_OUT_OF_MEMORY, *told)
     if reason == "OOMKilled":
         return _Cause(Category.OUT_OF_MEMORY if code == 137 else Category.CHILD_OUT_OF_MEMORY, reason, "kubelet")

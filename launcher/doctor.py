@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from job.contract.disk import CHECKPOINT_BYTES
 from job.contract.errors import ConfigError, JobError, PermissionDenied
 from job.contract.exits import Exit
 from job.contract.keys import RunKeys
@@ -35,8 +36,7 @@ _REVIEWS_AT_A_TIME = 8
 _BUDGET_SECONDS = 10  # for a store that does not answer
 _KEYS = RunKeys("doctor")  # under runs/, where whoever launches may write
 
-# An adapter and AdamW's two moments, 4 bytes each: 41.9M parameters at the default rank on 8B, by job/preflight.py.
-_CHECKPOINT_BYTES = 12 * 42_000_000
+_CHECKPOINT_BYTES = CHECKPOINT_BYTES * 42_000_000  # the parameters of an adapter at the default rank on 8B
 # For training to end its step and write the checkpoint, which can then go up. An estimate: a step may be longer.
 _ENDING_SECONDS = 35
 

@@ -232,13 +232,18 @@ class Evidence:
     def anew(self) -> str:
         """The command that makes another Job of it once this one has ended."""
         name = self.schedule  # a night's run id is its Job's name, which no config gives
-        return f"`kubectl create job --from=cronjob/{name} {name}-by-hand`" if name else "`launch --resume`"
+        return f"`{one_more_night(name)}`" if name else "`launch --resume`"
 
     @property
     def going_on(self) -> str:
         """The same, and from where that Job goes on."""
         how = "trains anew before the next night" if self.schedule else "goes on from the newest checkpoint"
         return f"{self.anew} {how}"
+
+
+def one_more_night(schedule: str) -> str:
+    """The command that starts one. Each needs a name of its own, which is its run id."""
+    return f"kubectl create job --from=cronjob/{schedule} {schedule}-$(date +%s)"
 
 
 def at(tree: Any, *path: str) -> Any:

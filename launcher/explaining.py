@@ -65,7 +65,7 @@ def why(run_id: str, storage: Storage, cluster: Cluster) -> Diagnosis | None:
         seen = find(run_id, storage, cluster)
     except UnavailableError:
         if ended_by_store(read_run(storage, run_id)):
-            return why_ended(run_id, storage)
+            return None
         raise
     found = diagnose(seen.job, seen.pods, seen.events, seen.documents, seen.now, seen.queue_exists)
     if found or seen.job or seen.documents.exists:
@@ -73,11 +73,6 @@ def why(run_id: str, storage: Storage, cluster: Cluster) -> Diagnosis | None:
     if cronjob := cluster.get_cronjob(run_id):
         return _stuck(read_schedule(cronjob, cluster.events(cronjob["metadata"]["uid"]), seen.now))
     raise NoInputError(f"there is no run {run_id} under {storage.uri}, and no Job", "`finetune list` names them.")
-
-
-def why_ended(run_id: str, storage: Storage) -> Diagnosis | None:
-    """The same of a run that has ended, from the store alone."""
-    return diagnose(None, None, (), read_run(storage, run_id), None)
 
 
 def _stuck(line: ScheduleLine) -> Diagnosis | None:

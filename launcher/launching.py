@@ -143,7 +143,7 @@ def launch(prepared: Prepared, storage: Storage, cluster: Cluster, resume: bool 
         ConfigError: the cluster refuses the Job, in its own words.
         UnavailableError: the store or the API server cannot be reached.
     """
-    run_id, replaced = prepared.run_id, None
+    run_id, replaced, lost = prepared.run_id, None, False
     for attempt in range(1, _TRIES + 1):
         seen = see(prepared, storage, cluster, replaced)
         action = decide(prepared.spec, prepared.frozen, seen, resume and replaced is None)
@@ -151,7 +151,7 @@ def launch(prepared: Prepared, storage: Storage, cluster: Cluster, resume: bool 
             return Launched(run_id, None, created=False)
         put_documents(prepared, storage)
         if action is Action.ATTACH:
-            cluster.check_pods(seen.run.job)
+            cluster.check_pods(seen.run.job, undo=lost)
             return Launched(run_id, seen.run.job, created=False)
         if action is Action.REPLACE:
             replaced = str(seen.run.uid)
@@ -164,6 +164,7 @@ def launch(prepared: Prepared, storage: Storage, cluster: Cluster, resume: bool 
         except Lost:
             if attempt == _TRIES:
                 raise
+            lost = True
             time.sleep(_PAUSE_SECONDS)
     raise UnavailableError(f"the Job {run_id} comes and goes", "Look at who deletes Jobs in this namespace.")
 
@@ -173,7 +174,7 @@ def try_out(prepared: Prepared, storage: Storage, cluster: Cluster, resume: bool
     seen = see(prepared, storage, cluster)
     action = decide(prepared.spec, prepared.frozen, seen, resume)
     if action is Action.ATTACH:
-        cluster.check_pods(seen.run.job, dry_run=True)
+        cluster.check_pods(seen.run.job)
     elif action is not Action.NOTHING:
         cluster.create_job(prepared.job, dry_run=True)
     return plan(action, seen)

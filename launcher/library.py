@@ -187,9 +187,9 @@ class Launcher:
 
     def why(self, run: str) -> "Diagnosis | None":
         """What keeps a run, or a schedule's nights, from going on; None when nothing does."""
-        from launcher.explaining import why, why_ended
+        from launcher.explaining import why
 
-        return why_ended(run, self.storage) if self._ended(run) else why(run, self.storage, self.cluster)
+        return None if self._ended(run) else why(run, self.storage, self.cluster)
 
     def cancel(self, run: str) -> "Cancelled":
         """Ends a run: its Job is deleted, and that it was cancelled is kept."""

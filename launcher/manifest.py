@@ -16,7 +16,9 @@ PREFIX = "finetune.local/"
 SPEC_SHA256, RUN_URI, SUBMITTER = f"{PREFIX}spec-sha256", f"{PREFIX}run-uri", f"{PREFIX}submitter"
 ENDED_BECAUSE = f"{PREFIX}ended-because"
 """Why the launcher ended a Job, in words."""
-SELECTOR = "app.kubernetes.io/name=finetune,app.kubernetes.io/managed-by=finetune-launcher"
+MADE_BY = "app.kubernetes.io/managed-by=finetune-launcher"
+"""The label that every pod gets, whatever the site's template says."""
+SELECTOR = f"app.kubernetes.io/name=finetune,{MADE_BY}"
 """Labels of every Job that the launcher made."""
 MODEL = f"{PREFIX}model"
 """The label of a Job that names its model line."""
@@ -108,7 +110,7 @@ def fill(
     return job
 
 
-def is_ours(manifest: Manifest) -> bool:
+def is_ours(manifest: Mapping[str, Any]) -> bool:
     """Whether the launcher made a Job or CronJob: by its labels, those of `SELECTOR`."""
     labels = manifest["metadata"].get("labels", {})
     return all(labels.get(name) == value for name, _, value in (pair.partition("=") for pair in SELECTOR.split(",")))

@@ -19,7 +19,7 @@ from job.contract.model import Document, sha256_hex
 from job.storage import Storage
 from launcher.cluster import Cluster
 from launcher.cron import check_cron, slots
-from launcher.evidence import moment
+from launcher.evidence import moment, one_more_night
 from launcher.kube import Json
 from launcher.manifest import PREFIX, SELECTOR, Manifest, fill
 
@@ -262,7 +262,7 @@ def _stuck(cronjob: Json, events: Sequence[Json], now: datetime) -> str | None:
     ended = list(islice(slots(cron, zone, started if active and started else now, reverse=True), 2))
     if since and len(ended) == 2 and ended[-1] > since:
         # Not `launch --resume`: a night's run id is its Job's name, which no config gives.
-        once_more = f"`kubectl create job --from=cronjob/{name} {name}-by-hand` trains once more before the next night"
+        once_more = f"`{one_more_night(name)}` trains once more before the next night"
         night = night_name(name, started) if started else ""
         last = f": `finetune status {night}` says how the last one is, {once_more}" if started else ""
         return f"no night has succeeded since {_told(since)}{last}"

@@ -6,7 +6,6 @@ from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
 from job.contract.documents import Stage
-from job.contract.exits import IGNORED_CODES, RETRIED_CODES, Exit
 from job.contract.model import Document
 from launcher.categories import RESOLUTIONS, Category
 from launcher.evidence import Evidence, Json
@@ -90,13 +89,11 @@ def read_status(
 
 
 def ended_by_store(documents: RunDocuments) -> RunStatus | None:
-    """The verdict where no cluster can be asked: that of a run which the store alone tells to have ended, else None.
+    """The verdict where no cluster can be asked: that of a run which has its result, else None.
 
-    That is by a result, by a cancellation, or by an attempt after which the Job starts no other.
+    Whatever else the store tells may be over: a Job that nobody can see may go on from there.
     """
-    run = Evidence({}, None, documents)
-    is_final = run.outcome and run.outcome.code not in {Exit.OK} | RETRIED_CODES | IGNORED_CODES
-    return read_status(None, None, documents) if documents.result or run.cancelled or is_final else None
+    return read_status(None, None, documents) if documents.result else None
 
 
 def _progress(run: Evidence, phase: Phase) -> dict[str, Any]:

@@ -25,7 +25,16 @@ _CERTIFICATES = "/etc/ssl/certs"
 
 def missing() -> str | None:
     """What keeps this machine from building it; None when nothing does."""
-    return None if shutil.which("podman") else "apt-get install podman"
+    if not shutil.which("podman"):
+        return "apt-get install podman"
+    driver = subprocess.run(
+        ["podman", "info", "--format", "{{.Store.GraphDriverName}}"], capture_output=True, text=True, check=False
+    )
+    return (
+        None
+        if driver.stdout.strip() == "overlay"
+        else "podman's storage driver overlay, whose layers a node can use as they are"
+    )
 
 
 def build() -> StoredImage:

@@ -23,6 +23,8 @@ BITS_PER_WEIGHT: dict[Quantization, float] = {
 }
 _SLACK_BYTES = _GIB  # compiled kernels, logs, the one-layer model, the report
 _SLACK_SHARE = 0.05  # of the rest
+CHECKPOINT_BYTES = 12
+"""A parameter of the adapter in a checkpoint: its weight and AdamW's two moments, 4 bytes each."""
 _CHECKPOINTS_AT_ONCE = 3  # the two that training keeps, and one being written
 
 
@@ -58,8 +60,7 @@ def disk_need(recipe: Recipe, weight_bytes: int, base_bytes: int, dataset_bytes:
         "base model": base_bytes,
         # As downloaded, and as rows: a token and its label take 8 bytes, and a token is some 4 bytes of text.
         "dataset": 4 * dataset_bytes,
-        # Adapter and AdamW's two moments, 4 bytes each.
-        "checkpoints": int(_CHECKPOINTS_AT_ONCE * 12 * adapter),
+        "checkpoints": int(_CHECKPOINTS_AT_ONCE * CHECKPOINT_BYTES * adapter),
         "adapter": int(2 * 4 * adapter),
     }
     if recipe.export.gguf or recipe.export.merged:

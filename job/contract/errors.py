@@ -158,6 +158,9 @@ ERROR_BY_CODE: dict[int, type[JobError]] = {
 }
 
 
+RAISE_MEMORY = "Raise compute.memory_gib"
+"""How the advice begins where a process was, or may have been, killed for memory: `finetune why` looks for it."""
+
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 

@@ -124,8 +124,8 @@ def _client(attempts: int, read_seconds: float) -> "S3Client":
         return Session().client("s3", config=config)
     except BotoCoreError as error:
         raise meaning(error, "S3") from error
-    except ValueError as error:  # what botocore says of an endpoint that is no URL
-        raise ConfigError(f"S3: {error}", "Correct AWS_ENDPOINT_URL_S3.") from error
+    except ValueError as error:  # botocore's words have the whole of it, and so a password that is in it
+        raise ConfigError("S3: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL is no URL", "Correct it.") from error
 
 
 def _asked(client: "S3Client", uri: str, ask: "Callable[[S3Client], Answer]") -> Answer:

@@ -125,7 +125,7 @@ def _said(error: Exception) -> str:
     """Its words, without the name and password that an endpoint's URL may carry."""
     if isinstance(error, botocore_errors.HTTPClientError) and isinstance(error.kwargs.get("error"), LocationParseError):
         return "the URL of the store or of a proxy cannot be read"  # it stands in the words, whole
-    return re.sub(r"://[^/@\s]+@", "://***@", str(error))
+    return re.sub(r"://\S+@", "://***@", str(error))
 
 
 def _meaning_of_answer(error: botocore_errors.ClientError, uri: str) -> JobError:

@@ -305,7 +305,7 @@ def test_a_night_that_has_failed_is_not_launched_but_made_by_its_schedule() -> N
     night["job"]["metadata"]["ownerReferences"] = [{"kind": "CronJob", "name": "bot"}]
     found = diagnosed(night)
     assert found
-    assert "`kubectl create job --from=cronjob/bot bot-by-hand` trains anew" in found.resolution
+    assert "`kubectl create job --from=cronjob/bot bot-$(date +%s)` trains anew" in found.resolution
     assert "launch" not in found.resolution
 
 

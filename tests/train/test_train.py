@@ -200,7 +200,7 @@ def test_rows_that_the_trainer_would_cut_end_the_run(base: Path, tmp_path: Path)
         train(plan, scratch)
 
 
-def end_of(work: str, plan: Plan, scratch: Scratch, hear: Callable[[Event], object] = lambda _: None) -> None:
+def end_of(work: str, plan: Plan, scratch: Scratch, hear: Callable[[Event], None] = lambda _: None) -> None:
     """Runs a child whose work is a line of Python on `plan`, by the edge that the training child has."""
     scratch.plan.write_bytes(canonical_bytes(plan))
     code = f"import sys, torch\nfrom job.telling import run_child\ndef work(plan, teller):\n    {work}\nsys.exit(run_child(work, sys.argv[1:]))"
