@@ -1,5 +1,6 @@
 """The connection to S3: one client, our settings, and requests that are tried again for as long as the budget lasts."""
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -53,11 +54,11 @@ class S3Settings:
         Raises:
             UsageError: for values that make no sense.
         """
-        budget = _number("FINETUNE_S3_BUDGET_SECONDS", _BUDGET_SECONDS)
+        budget = min(_number("FINETUNE_S3_BUDGET_SECONDS", _BUDGET_SECONDS), budget_seconds or math.inf)
         default = "none" if os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION") == "when_required" else "CRC64NVME"
         return cls(
-            budget if budget_seconds is None else min(budget, budget_seconds),
-            _number("FINETUNE_S3_READ_SECONDS", _READ_SECONDS),
+            budget,
+            min(_number("FINETUNE_S3_READ_SECONDS", _READ_SECONDS), budget),
             chosen(os.environ.get("FINETUNE_S3_CHECKSUM", default)),
         )
 
