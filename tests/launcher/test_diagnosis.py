@@ -283,6 +283,7 @@ def resolution(stem: str) -> str:
 
 def test_what_the_job_advised_is_told_first() -> None:
     assert resolution("gpu_oom") == "Lower training.per_device_train_batch_size to 1."
+    assert resolution("killed-child") == "Ask who ends processes on that node."
 
 
 def test_a_lost_node_has_the_out_of_service_remedy() -> None:
@@ -307,17 +308,6 @@ def test_a_night_that_has_failed_is_not_launched_but_made_by_its_schedule() -> N
     assert found
     assert "`kubectl create job --from=cronjob/bot bot-$(date +%s)` trains anew" in found.resolution
     assert "launch" not in found.resolution
-
-
-def test_a_child_that_was_not_killed_for_memory_is_not_told_to_have_been() -> None:
-    told = read("child_out_of_memory-told")
-    told["documents"]["outcome"]["resolution"] = "Ask who ends processes on that node."
-    for pod in told["pods"]:
-        for status in pod["status"]["containerStatuses"]:
-            status["state"]["terminated"]["message"] = json.dumps(told["documents"]["outcome"])
-    found = diagnosed(told)
-    assert found
-    assert (found.category, found.resolution) == (Category.KILLED, "Ask who ends processes on that node.")
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_a_job_that_failed_and_whose_pod_has_gone(name: str, change: Change, sai
 
 def test_a_process_that_was_killed(bench: Bench) -> None:
     run = bench.launcher().launch(bench.config("signal 9")).run_id
-    recorded("child_out_of_memory-told", bench.cluster, run, root(bench))
+    assert "not by the kernel for memory" in recorded("killed-child", bench.cluster, run, root(bench)).said
 
 
 def test_a_process_that_met_a_segmentation_fault(bench: Bench) -> None:
