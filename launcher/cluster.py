@@ -87,7 +87,11 @@ class Cluster:
         metadata = job["metadata"]
         query, unchanged = {"fieldManager": _FIELD_MANAGER, "dryRun": "All"}, {"metadata": {"uid": metadata["uid"]}}
         answer = self.api.send("PATCH", self._batch("jobs", metadata["name"]), query, unchanged, _MERGE)
-        self._check_pod_security(answer, job if undo else None)
+        if undo:
+            self._check_pod_security(answer, job)
+        self._check_pod_security(
+            answer, advice=f" `finetune cancel {metadata['name']}` takes away the Job that is there."
+        )
 
     def get_job(self, name: str) -> Json | None:
         """A Job, None when there is none."""
@@ -266,14 +270,14 @@ class Cluster:
         options = {"propagationPolicy": propagation, "preconditions": {"uid": uid}}
         return self.api.send("DELETE", self._batch(resource, name), body=options).status < 300
 
-    def _check_pod_security(self, answer: Answer, job: Mapping[str, Any] | None = None) -> None:
+    def _check_pod_security(self, answer: Answer, job: Mapping[str, Any] | None = None, advice: str = "") -> None:
         """Takes a warning as the refusal that the Job's pods would get, and undoes the Job, where there is one."""
         if refused := [text for text in answer.warnings if _POD_SECURITY in text]:
             if job:
                 self.delete_job(job["metadata"]["name"], job["metadata"]["uid"])
             raise ConfigError(
                 f"the namespace {self.namespace} refuses such pods: {'; '.join(refused)}",
-                "Change the Job template, or ask whoever runs the cluster.",
+                f"Change the Job template, or ask whoever runs the cluster.{advice}",
             )
 
     def _batch(self, resource: str, name: str = "") -> str:
