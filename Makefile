@@ -21,6 +21,7 @@ TRAIN := $(addprefix tests/,train export job demo)
 UNIT := $(filter-out $(TRAIN) tests/gpu_path tests/cluster tests/soak,$(patsubst %/,%,$(wildcard tests/*/)))
 
 # Tests that mostly wait, for a server, a process, a moment; and those whose processes import the training stack for long.
+# Threads that spin while they wait would take the other one's processor.
 SIDE_BY_SIDE := --numprocesses=3
 TWO_AT_A_TIME := --numprocesses=2 --dist=loadfile
 
@@ -47,7 +48,7 @@ test-unit: $(INSTALLED) ## the tests that train nothing
 	.venv/bin/pytest $(SIDE_BY_SIDE) $(UNIT)
 
 test-train: $(INSTALLED) ## the tests that finetune a model, on this machine's CPU
-	.venv/bin/pytest $(TWO_AT_A_TIME) $(TRAIN)
+	OMP_WAIT_POLICY=PASSIVE .venv/bin/pytest $(TWO_AT_A_TIME) $(TRAIN)
 
 # As root and with podman these tests build the image that ships, and then those of that image can run, too.
 BUILT = $(if $(and $(filter 0,$(shell id -u)),$(shell command -v podman)),localhost/finetune-trainer:debian)
@@ -60,7 +61,7 @@ record-diagnoses: $(INSTALLED) ## record anew what a cluster tells of runs that 
 	FINETUNE_RECORD=1 .venv/bin/pytest tests/cluster/test_diagnosis.py tests/cluster/node/test_diagnosis.py
 
 test-gpu-path: $(INSTALLED) ## Unsloth's GPU path, emulated on the CPU (FINETUNE_TEST_GPU=1: on the card)
-	.venv/bin/pytest $(TWO_AT_A_TIME) tests/gpu_path --ignore=tests/gpu_path/all
+	OMP_WAIT_POLICY=PASSIVE .venv/bin/pytest $(TWO_AT_A_TIME) tests/gpu_path --ignore=tests/gpu_path/all
 
 test-gpu-path-all: $(INSTALLED) ## the same, with bfloat16, answers, the merge, and planted errors
 	.venv/bin/pytest tests/gpu_path
