@@ -184,6 +184,8 @@ def launch(
     output: str | None,
 ) -> None:
     """Submit a config as a Job; the same config twice is one run."""
+    if not wait_for and (timeout is not None or start_timeout is not None):
+        raise click.UsageError("--timeout and --start-timeout are for --wait: nobody else is there to obey them")
     prepared = launcher.prepare(config, again, freeze == "pod", resume)
     if dry_run:
         planned = launcher.try_out(prepared, resume)

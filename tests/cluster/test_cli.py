@@ -120,6 +120,13 @@ def test_a_job_that_is_deleted_ends_the_wait(
     assert (waiting.returncode, "its Job was deleted" in said) == (1, True), said
 
 
+@pytest.mark.parametrize("flag", ["--timeout", "--start-timeout"])
+def test_a_time_limit_without_wait_is_64(terminal: Terminal, config_file: Path, cluster: Cluster, flag: str) -> None:
+    ended = terminal.run("launch", str(config_file), flag, "8")
+    assert (ended.returncode, "--wait" in ended.stderr) == (64, True)
+    assert cluster.jobs("")[0] == []
+
+
 def test_an_unknown_run_is_told(terminal: Terminal) -> None:
     ended = terminal.run("status", "nobody-0123456789")
     assert (ended.returncode, "nobody-0123456789" in ended.stdout + ended.stderr) == (0, True)
