@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from email.utils import format_datetime, parsedate_to_datetime
@@ -22,7 +22,7 @@ from launcher.listing import RunLine, list_runs
 from launcher.manifest import MODEL, QUEUE, Manifest
 from launcher.status import Phase
 from tests.cluster.conftest import until
-from tests.cluster.faults import Answer, Fault, FaultyApi, Send, faulty_api
+from tests.cluster.faults import Answer, Fault, FaultyApi, Send
 from tests.cluster.test_cli import Terminal
 from tests.cluster.test_launch_promises import delete, nth, queued
 from tests.launcher.runs import publish, run_of
@@ -32,12 +32,6 @@ from tests.storage.faulty_s3 import Request
 @pytest.fixture
 def terminal(plane: ControlPlane, cluster: Cluster, storage: Storage) -> Terminal:
     return Terminal(plane, cluster, storage)
-
-
-@pytest.fixture
-def api(plane: ControlPlane, tmp_path: Path) -> Iterator[FaultyApi]:
-    with faulty_api(plane, tmp_path) as between:
-        yield between
 
 
 MakeRun = Callable[..., str]

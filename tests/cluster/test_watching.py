@@ -1,4 +1,4 @@
-"""Runs are followed whatever becomes of the connection, on a real API server behind one that misbehaves."""
+"""Runs are through whatever becomes of the connection, on a real API server behind one that misbehaves."""
 
 import copy
 import time
@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -28,7 +27,6 @@ from tests.cluster.faults import (
     FaultyApi,
     cuts_off_after,
     ends_at_once,
-    faulty_api,
     loses_the_answer,
     only,
     says,
@@ -39,18 +37,6 @@ from tests.cluster.test_launching import fail
 LIST, WATCH, PODS = r"/jobs\?(?!.*watch=true)", r"/jobs\?.*watch=true", r"/pods\?"
 SECONDS = 60
 """No test is to hang."""
-
-
-@pytest.fixture
-def api(plane: ControlPlane, tmp_path: Path) -> Iterator[FaultyApi]:
-    with faulty_api(plane, tmp_path) as between:
-        yield between
-
-
-@pytest.fixture
-def followed(api: FaultyApi, cluster: Cluster) -> Cluster:
-    """The same namespace, through the server between."""
-    return Cluster.connect(str(api.kubeconfig), namespace=cluster.namespace)
 
 
 @pytest.fixture
@@ -87,16 +73,16 @@ def see(sights: Iterator[Sight], word: str) -> Sight:
     raise AssertionError("the sights ended")
 
 
-def following(followed: Cluster, run_id: str, trouble: list[str], **given: Any) -> Any:
-    return closing(observe(followed, run_id, 0.5, trouble.append, time.monotonic() + SECONDS, **given))
+def following(through: Cluster, run_id: str, trouble: list[str], **given: Any) -> Any:
+    return closing(observe(through, run_id, 0.5, trouble.append, time.monotonic() + SECONDS, **given))
 
 
 @pytest.mark.parametrize("fault", [tells(410), says(410)], ids=["in an event", "as an answer"])
 def test_promise_34_a_watch_survives_410(
-    fault: Any, api: FaultyApi, followed: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
+    fault: Any, api: FaultyApi, through: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
 ) -> None:
     api.faults = [only("GET", WATCH, fault, times=1)]
-    with following(followed, run_id, trouble) as sights:
+    with following(through, run_id, trouble) as sights:
         assert next(sights).job
         see(sights, mark(cluster, run_id))
     assert api.count("GET", LIST) == 2, "listed again"
@@ -104,24 +90,24 @@ def test_promise_34_a_watch_survives_410(
 
 
 def test_promise_34_a_watch_survives_a_silent_connection(
-    api: FaultyApi, followed: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
+    api: FaultyApi, through: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
 ) -> None:
     def falls_silent_in_the_first_watch(number: int, method: str, path: str) -> None:
         if api.count("GET", WATCH) == 1 and not api.silent:
             api.fall_silent()
 
     api.on_request = falls_silent_in_the_first_watch
-    with following(followed, run_id, trouble, watch_seconds=2) as sights:
+    with following(through, run_id, trouble, watch_seconds=2) as sights:
         assert next(sights).job
         see(sights, mark(cluster, run_id))
     assert len(trouble) == 1
 
 
 def test_promise_34_a_watch_survives_a_cut(
-    api: FaultyApi, followed: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
+    api: FaultyApi, through: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
 ) -> None:
     api.faults = [only("GET", WATCH, cuts_off_after(100), times=2)]
-    with following(followed, run_id, trouble) as sights:
+    with following(through, run_id, trouble) as sights:
         assert next(sights).job
         for _ in range(3):
             see(sights, mark(cluster, run_id))
@@ -129,9 +115,9 @@ def test_promise_34_a_watch_survives_a_cut(
 
 
 def test_promise_34_a_watch_survives_an_api_server_killed_and_started(
-    plane: ControlPlane, followed: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
+    plane: ControlPlane, through: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
 ) -> None:
-    with following(followed, run_id, trouble) as sights:
+    with following(through, run_id, trouble) as sights:
         before = next(sights)
         plane.kill("apiserver")
         try:
@@ -146,12 +132,12 @@ def test_promise_34_a_watch_survives_an_api_server_killed_and_started(
 
 
 def test_promise_39_429_is_obeyed(
-    api: FaultyApi, followed: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
+    api: FaultyApi, through: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
 ) -> None:
     waited: list[float] = []
     api.on_request = lambda number, method, path: waited.append(time.monotonic())
     api.faults = [only("GET", LIST, says(429, retry_after=1), times=5)]
-    with following(followed, run_id, trouble) as sights:
+    with following(through, run_id, trouble) as sights:
         assert next(sights).job
     assert api.count("GET", LIST) == 6
     assert all(later - sooner >= 1 for sooner, later in pairwise(waited[:6]))
@@ -159,10 +145,10 @@ def test_promise_39_429_is_obeyed(
 
 
 def test_503_is_trouble_that_passes(
-    api: FaultyApi, followed: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
+    api: FaultyApi, through: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
 ) -> None:
     api.faults = [only("GET", WATCH, says(503), times=2)]
-    with following(followed, run_id, trouble) as sights:
+    with following(through, run_id, trouble) as sights:
         assert next(sights).job
         see(sights, mark(cluster, run_id))
     assert trouble
@@ -170,31 +156,31 @@ def test_503_is_trouble_that_passes(
 
 
 def test_one_list_and_one_watch_a_minute(
-    api: FaultyApi, followed: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
+    api: FaultyApi, through: Cluster, cluster: Cluster, run_id: str, trouble: list[str]
 ) -> None:
-    with closing(observe(followed, run_id, 0.1, trouble.append, time.monotonic() + SECONDS, watch_seconds=2)) as sights:
+    with closing(observe(through, run_id, 0.1, trouble.append, time.monotonic() + SECONDS, watch_seconds=2)) as sights:
         for _ in sights:
             if api.count("GET", WATCH) == 4:
                 break
     assert (api.count("GET", LIST), api.count("GET", PODS), len(api.seen)) == (1, 4, 9)
-    with following(followed, run_id, trouble) as sights:
+    with following(through, run_id, trouble) as sights:
         while not api.count("GET", "timeoutSeconds=60"):
             next(sights)
 
 
 def test_watches_that_are_ended_at_once_are_not_a_storm(
-    api: FaultyApi, followed: Cluster, run_id: str, trouble: list[str]
+    api: FaultyApi, through: Cluster, run_id: str, trouble: list[str]
 ) -> None:
     api.faults = [only("GET", WATCH, ends_at_once)]
-    with closing(observe(followed, run_id, 0.5, trouble.append, time.monotonic() + 3)) as sights:
+    with closing(observe(through, run_id, 0.5, trouble.append, time.monotonic() + 3)) as sights:
         assert list(sights)
     assert api.count("GET", WATCH) <= 2
 
 
 def test_a_run_without_a_job_is_watched_for_one(
-    prepared: Prepared, storage: Storage, followed: Cluster, cluster: Cluster, trouble: list[str]
+    prepared: Prepared, storage: Storage, through: Cluster, cluster: Cluster, trouble: list[str]
 ) -> None:
-    with following(followed, prepared.run_id, trouble) as sights:
+    with following(through, prepared.run_id, trouble) as sights:
         assert next(sights) == Sight(None, [])
         launch(prepared, storage, cluster)
         while not next(sights).pods:
@@ -202,9 +188,9 @@ def test_a_run_without_a_job_is_watched_for_one(
 
 
 def follow(
-    followed: Cluster, storage: Storage, run_id: str, trouble: list[str], timeout: float = SECONDS, **given: Any
+    through: Cluster, storage: Storage, run_id: str, trouble: list[str], timeout: float = SECONDS, **given: Any
 ) -> Generator[RunStatus, None, None]:
-    return statuses(followed, storage, run_id, trouble.append, timeout=timeout, **given)
+    return statuses(through, storage, run_id, trouble.append, timeout=timeout, **given)
 
 
 def beat(storage: Storage, run_id: str) -> None:
@@ -218,10 +204,10 @@ def delete(cluster: Cluster, run_id: str) -> None:
 
 
 def test_promise_40_a_deleted_job_is_told_within_seconds(
-    followed: Cluster, cluster: Cluster, storage: Storage, run_id: str, trouble: list[str]
+    through: Cluster, cluster: Cluster, storage: Storage, run_id: str, trouble: list[str]
 ) -> None:
     beat(storage, run_id)  # a pod of it may still do so
-    told = follow(followed, storage, run_id, trouble, every=SECONDS)
+    told = follow(through, storage, run_id, trouble, every=SECONDS)
     assert not next(told).terminal
     delete(cluster, run_id)
     with pytest.raises(JobDeleted, match="its Job was deleted"):
@@ -229,10 +215,10 @@ def test_promise_40_a_deleted_job_is_told_within_seconds(
 
 
 def test_a_job_that_is_replaced_is_followed_on(
-    prepared: Prepared, followed: Cluster, cluster: Cluster, storage: Storage, run_id: str, trouble: list[str]
+    prepared: Prepared, through: Cluster, cluster: Cluster, storage: Storage, run_id: str, trouble: list[str]
 ) -> None:
     beat(storage, run_id)
-    told = follow(followed, storage, run_id, trouble)
+    told = follow(through, storage, run_id, trouble)
     first = next(told)
     delete(cluster, run_id)
     while cluster.get_job(run_id):
@@ -243,9 +229,9 @@ def test_a_job_that_is_replaced_is_followed_on(
 
 
 def test_promise_38_a_run_ends_with_its_jobs_condition(
-    followed: Cluster, cluster: Cluster, storage: Storage, run_id: str, trouble: list[str]
+    through: Cluster, cluster: Cluster, storage: Storage, run_id: str, trouble: list[str]
 ) -> None:
-    told = follow(followed, storage, run_id, trouble)
+    told = follow(through, storage, run_id, trouble)
     assert next(told).phase == Phase.PENDING
     fail(cluster, run_id)
     *_, last = told
@@ -253,21 +239,21 @@ def test_promise_38_a_run_ends_with_its_jobs_condition(
 
 
 def test_the_timeout_counts_while_the_api_server_is_away(
-    api: FaultyApi, followed: Cluster, storage: Storage, run_id: str, trouble: list[str]
+    api: FaultyApi, through: Cluster, storage: Storage, run_id: str, trouble: list[str]
 ) -> None:
     api.faults = [only("GET", "", says(503))]
     with pytest.raises(TimedOut, match=run_id):
-        list(follow(followed, storage, run_id, trouble, timeout=2, every=SECONDS))
+        list(follow(through, storage, run_id, trouble, timeout=2, every=SECONDS))
     assert len(trouble) == 1, "told once"
 
 
 def test_a_run_that_may_be_queued_elsewhere_is_told_and_waited_for(
-    prepared: Prepared, followed: Cluster, storage: Storage, trouble: list[str]
+    prepared: Prepared, through: Cluster, storage: Storage, trouble: list[str]
 ) -> None:
     put_documents(replace(prepared, frozen=False), storage)  # as --freeze=pod leaves it
     told: list[RunStatus] = []
     with pytest.raises(TimedOut):
-        told.extend(follow(followed, storage, prepared.run_id, trouble, 2, every=0.5))
+        told.extend(follow(through, storage, prepared.run_id, trouble, 2, every=0.5))
     assert {(status.phase, status.reason) for status in told} == {(Phase.PENDING, "NoJobHere")}
 
 
@@ -278,24 +264,24 @@ def annotations(job: Json | None) -> dict[str, str]:
 
 
 def test_a_run_that_cannot_start_is_ended_and_says_why(
-    api: FaultyApi, followed: Cluster, cluster: Cluster, storage: Storage, run_id: str, trouble: list[str]
+    api: FaultyApi, through: Cluster, cluster: Cluster, storage: Storage, run_id: str, trouble: list[str]
 ) -> None:
     api.faults = [only("PATCH", "", loses_the_answer, times=1)]
-    *_, last = follow(followed, storage, run_id, trouble, every=0.5, start_timeout=2)
+    *_, last = follow(through, storage, run_id, trouble, every=0.5, start_timeout=2)
     assert (last.phase, last.reason) == (Phase.FAILED, "DeadlineExceeded")
     assert "no pod of it ran within 2 s" in annotations(cluster.get_job(run_id))[ENDED_BECAUSE]
     assert api.count("PATCH", "") in (1, 2)
 
 
 def test_a_run_that_has_just_started_is_not_ended(
-    api: FaultyApi, followed: Cluster, cluster: Cluster, storage: Storage, run_id: str, trouble: list[str]
+    api: FaultyApi, through: Cluster, cluster: Cluster, storage: Storage, run_id: str, trouble: list[str]
 ) -> None:
     def changes_meanwhile(number: int, method: str, path: str) -> None:
         if method == "PATCH" and api.count("PATCH", "") == 1:
             mark(cluster, run_id)
 
     api.on_request = changes_meanwhile
-    told = follow(followed, storage, run_id, trouble, every=0.2, start_timeout=0.001)
+    told = follow(through, storage, run_id, trouble, every=0.2, start_timeout=0.001)
     while not api.count("PATCH", ""):  # the server tells both times in whole seconds
         next(told)
     assert api.count("PATCH", "") == 1
@@ -304,7 +290,7 @@ def test_a_run_that_has_just_started_is_not_ended(
 
 
 def test_a_queued_job_is_never_ended(
-    prepared: Prepared, storage: Storage, followed: Cluster, cluster: Cluster, trouble: list[str]
+    prepared: Prepared, storage: Storage, through: Cluster, cluster: Cluster, trouble: list[str]
 ) -> None:
     queued = copy.deepcopy(prepared.job)
     queued["spec"]["suspend"] = True
@@ -312,9 +298,9 @@ def test_a_queued_job_is_never_ended(
     assert job
     told: list[RunStatus] = []
     with pytest.raises(TimedOut):
-        told.extend(follow(followed, storage, prepared.run_id, trouble, 3, every=0.5, start_timeout=0.001))
+        told.extend(follow(through, storage, prepared.run_id, trouble, 3, every=0.5, start_timeout=0.001))
     assert {status.phase for status in told} <= {Phase.QUEUED}
     assert ENDED_BECAUSE not in annotations(cluster.get_job(prepared.run_id))
     assert cluster.patch_job(prepared.run_id, job["metadata"]["uid"], {"spec": {"suspend": False}})
-    *_, last = follow(followed, storage, prepared.run_id, trouble, every=0.5, start_timeout=0.001)
+    *_, last = follow(through, storage, prepared.run_id, trouble, every=0.5, start_timeout=0.001)
     assert last.reason == "DeadlineExceeded", "once it may start, its time counts"
