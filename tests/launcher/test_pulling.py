@@ -27,7 +27,7 @@ from job.contract.documents import (
     Result,
     Spec,
 )
-from job.contract.errors import DataError, JobError, NoInputError, TakenError, UnavailableError, UsageError
+from job.contract.errors import DataError, JobError, NoInputError, PermissionDenied, TakenError, UsageError
 from job.contract.keys import RunKeys, latest_key
 from job.contract.model import canonical_bytes, sha256_hex
 from job.storage import Storage
@@ -37,7 +37,7 @@ from job.storage.s3_client import forget_client
 from launcher.pulling import KINDS, path_of, pull, run_of
 from tests.conftest import ROOT
 from tests.results import SUMMARY
-from tests.storage.faulty_s3 import Answer, Request, Send, cuts_off_after, faulty_s3
+from tests.storage.faulty_s3 import Answer, Request, Send, faulty_s3, says
 
 RUN = "bot-0123456789"
 FILES = {
@@ -394,10 +394,10 @@ def cut(seaweed: str, bucket: str, out: Path, monkeypatch: pytest.MonkeyPatch) -
     def of_the_file(request: Request) -> bool:
         return request.method == "GET" and request.path.endswith("/model.safetensors")
 
-    def breaks_later(request: Request, send: Send) -> Answer:
+    def ends_early(request: Request, send: Send) -> Answer:
         start = re.match(r"bytes=(\d+)-", request.headers.get("Range", ""))
         late = of_the_file(request) and start and int(start[1]) >= AT_CUT
-        return cuts_off_after(1 << 20)(request, send) if late else send(request)
+        return says(403, "AccessDenied")(request, send) if late else send(request)
 
     def counts(request: Request, send: Send) -> Answer:
         answer = send(request)
@@ -409,11 +409,10 @@ def cut(seaweed: str, bucket: str, out: Path, monkeypatch: pytest.MonkeyPatch) -
     publish(storage, {"merged": {"model.safetensors": BIG}, "lora": FILES["lora"]})
     with faulty_s3(seaweed) as (between, url):
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         forget_client()
-        between.faults = [breaks_later]
-        with pytest.raises(UnavailableError):
-            pull(open_storage(bucket, 0.1), RUN, out)
+        between.faults = [ends_early]
+        with pytest.raises(PermissionDenied):
+            pull(open_storage(bucket), RUN, out)
         between.faults = [counts]
         yield Cut(open_storage(bucket), out, fetched)
     monkeypatch.undo()

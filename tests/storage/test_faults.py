@@ -58,7 +58,7 @@ def between(seaweed: str) -> Iterator[FaultyS3]:
     with faulty_s3(seaweed) as (server, url), pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_ENDPOINT_URL_S3", url)
         environment.setenv("AWS_MAX_ATTEMPTS", "2")
-        environment.setenv("FINETUNE_S3_BUDGET_SECONDS", "0.5")
+        environment.setenv("FINETUNE_S3_BUDGET_SECONDS", "2")
         forget_client()
         yield server
     forget_client()
