@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from job.contract.documents import Cancelled
-from job.contract.errors import NoInputError, TakenError
+from job.contract.errors import TakenError
 from job.contract.keys import RunKeys
 from job.contract.model import canonical_bytes, read_document
 from job.storage import Storage
@@ -11,7 +11,7 @@ from launcher.cluster import Cluster
 from launcher.deciding import Seen, lives_elsewhere
 from launcher.evidence import Evidence
 from launcher.manifest import is_ours
-from launcher.runs import newest_attempt, read_run
+from launcher.runs import newest_attempt, no_such_run, read_run
 
 
 def cancel(run_id: str, storage: Storage, cluster: Cluster, by: str) -> Cancelled:
@@ -29,7 +29,7 @@ def cancel(run_id: str, storage: Storage, cluster: Cluster, by: str) -> Cancelle
         raise TakenError(f"{run_id} has succeeded already", "There is nothing to cancel.")
     job = cluster.get_job(run_id)
     if job is None and not any(map(storage.head, (keys.spec, keys.config))):  # the pod may yet have to freeze the spec
-        raise NoInputError(f"there is no run {run_id} under {storage.uri}, and no Job", "`list` names the runs.")
+        raise no_such_run(run_id, storage.uri)
     if job is None:
         run = Evidence({}, None, read_run(storage, run_id))
         if lives_elsewhere(Seen(run, cluster.namespace)) and run.documents.claim and run.documents.claim.namespace:

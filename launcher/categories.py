@@ -137,7 +137,7 @@ def _first(table: Sequence[tuple[str, Category]], said: str) -> Category:
 
 # `again` replaces the Job, which an immutable part of it or of its config asks for; `go_on` needs no change of it.
 RESOLUTIONS: Mapping[Category, str] = {
-    Category.QUOTA_EXCEEDED: "It starts when others have ended. Or ask for less in `compute`, then {again}. `kubectl describe resourcequota` shows what is used.",
+    Category.QUOTA_EXCEEDED: "Ask for less in `compute`, then {again}{or_wait}. `kubectl describe resourcequota` shows what is used.",
     Category.POD_SECURITY_DENIED: "Mend in k8s/job.yaml what the words name (the shipped one passes `restricted`), then {again}.",
     Category.ACCOUNT_MISSING: "`kubectl create serviceaccount {account}`, or name another one as serviceAccountName in k8s/job.yaml, then {again}.",
     Category.PRIORITY_CLASS_MISSING: "Set compute.priority to one of `kubectl get priorityclasses`, then {again}.",
@@ -146,8 +146,8 @@ RESOLUTIONS: Mapping[Category, str] = {
     Category.QUEUE_MISSING: "Set compute.queue to one of `kubectl get localqueues`, then {again}.",
     Category.QUEUED: "It starts by itself when others have ended. `kubectl get workloads` shows what is before it; compute.queue names another queue.",
     Category.SUSPENDED: '`kubectl patch job {job} --type=merge -p \'{{"spec": {{"suspend": false}}}}\'` starts it.',
-    Category.NO_GPU: "It starts when others have ended. Or lower compute.gpus, then {again}. `kubectl describe nodes` shows the GPUs of each node and who has them; a node that shows none lacks the device plugin.",
-    Category.INSUFFICIENT_RESOURCES: "Lower compute.cpus, compute.memory_gib or compute.scratch_gib, then {again}, or wait. `kubectl describe nodes` shows what is free.",
+    Category.NO_GPU: "Lower compute.gpus, then {again}{or_wait}. `kubectl describe nodes` shows the GPUs of each node and who has them: where no node has so many, waiting does not help, and a node that shows none lacks the device plugin.",
+    Category.INSUFFICIENT_RESOURCES: "Lower compute.cpus, compute.memory_gib or compute.scratch_gib, then {again}{or_wait}. `kubectl describe nodes` shows what is free.",
     Category.TAINTED: "Add the taint to the tolerations in k8s/job.yaml, then {again}, or remove it with `kubectl taint nodes NODE KEY-`. `kubectl describe nodes` shows the taints.",
     Category.CORDONED: "`kubectl uncordon NODE` when its maintenance is over; `kubectl get nodes` shows which one it is.",
     Category.NO_NODE_MATCHES: "Mend nodeSelector or affinity in k8s/job.yaml, then {again}, or label a node. `kubectl get nodes --show-labels` shows what there is.",
@@ -205,5 +205,6 @@ def facts(run: Evidence) -> dict[str, Any]:
         "silence": run.silence,
         "code": run.exit_code,
         "again": again,
+        "or_wait": "" if ended else ", or wait until others have ended",
         "go_on": run.going_on if ended else f"{next_one} goes on from the newest checkpoint",
     }

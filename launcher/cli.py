@@ -198,8 +198,12 @@ def launch(
     if wait_for:
         _wait(launcher, launched.run_id, timeout, start_timeout, output)
     else:
-        _show_status(launcher.status(launched.run_id), output)
-        click.echo(f"`finetune watch {launched.run_id}` follows it", err=True)
+        status = launcher.status(launched.run_id)
+        _show_status(status, output)
+        if not status.terminal:
+            click.echo(f"`finetune watch {launched.run_id}` follows it", err=True)
+        elif status.artifacts:
+            click.echo(f"`finetune pull {launched.run_id} --to DIRECTORY` fetches what it made", err=True)
 
 
 @cli.command()
@@ -450,12 +454,12 @@ def _detaching(run: str) -> Iterator[None]:
 
 
 def _say_changes(statuses: "Iterable[RunStatus]", err: bool) -> "RunStatus":
-    """A line for each status that differs; the last status."""
+    """A line for each status that differs; the last status. To stderr only what comes before the answer on stdout."""
     from launcher.tables import status_line
 
     said = None
     for status in statuses:
-        if (line := status_line(status)) != said:
+        if (line := status_line(status)) != said and not (err and status.terminal):
             click.echo(line, err=err)
             said = line
     return status

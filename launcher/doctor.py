@@ -89,8 +89,8 @@ class Check(Document):
 
 def examine(
     template: Manifest,
-    storage: Storage,
-    cluster: Cluster,
+    storage: Callable[[], Storage],
+    cluster: Callable[[], Cluster],
     pending: timedelta = TOO_LONG,
     upload_bytes: int = UPLOAD_BYTES,
 ) -> list[Check]:
@@ -98,38 +98,41 @@ def examine(
 
     Args:
         template: the site's Job template.
-        storage: the root of runs; gets a probe, and one file that the next examination overwrites.
-        cluster: where runs are launched.
+        storage: opens the root of runs; it gets a probe, and one file that the next examination overwrites.
+        cluster: connects to where runs are launched.
         pending: a run that has been pending for longer is named.
         upload_bytes: what is sent to measure the rate.
     """
     return [
         *_area(
             "cluster",
-            lambda: _version(cluster),
+            lambda: _version(cluster()),
             {
-                "rights": lambda: _rights(cluster),
-                "namespace": _if_allowed(lambda: _namespace(cluster)),
-                "service-account": _if_allowed(lambda: service_account(template, cluster)),
-                "priority-class": _if_allowed(lambda: priority_class(template, cluster)),
-                "gpu-nodes": _if_allowed(lambda: gpu_nodes(template, cluster.nodes())),
-                "queue": _if_allowed(lambda: queue(template, cluster)),
-                "quota": _if_allowed(lambda: quota(template, cluster.quotas())),
-                "pending": _if_allowed(lambda: pending_runs(cluster, pending)),
+                "rights": lambda: _rights(cluster()),
+                "namespace": _if_allowed(lambda: _namespace(cluster())),
+                "service-account": _if_allowed(lambda: service_account(template, cluster())),
+                "priority-class": _if_allowed(lambda: priority_class(template, cluster())),
+                "gpu-nodes": _if_allowed(lambda: gpu_nodes(template, cluster().nodes())),
+                "queue": _if_allowed(lambda: queue(template, cluster())),
+                "quota": _if_allowed(lambda: quota(template, cluster().quotas())),
+                "pending": _if_allowed(lambda: pending_runs(cluster(), pending)),
             },
         ),
         *_area(
             "store",
-            lambda: _probe(storage),
-            {"upload-rate": lambda: _upload_rate(template, storage, upload_bytes)},
+            lambda: _probe(storage()),
+            {"upload-rate": lambda: _upload_rate(template, storage(), upload_bytes)},
         ),
     ]
 
 
 def code_of(checks: Iterable[Check]) -> int:
-    """The exit code: 77 when a right is missing, else 69 when something does not answer, else 78; 0 if none failed."""
+    """The exit code, 0 if none failed.
+
+    64 when no cluster or no root is named, else 77 when a right is missing, else 69 when something does not answer, else 78.
+    """
     codes = {check.code for check in checks if check.ok is False}
-    ranked = (Exit.NO_PERMISSION, Exit.S3_UNAVAILABLE)
+    ranked = (Exit.USAGE, Exit.NO_PERMISSION, Exit.S3_UNAVAILABLE)
     return next((code for code in ranked if code in codes), Exit.CONFIG if codes else Exit.OK)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from job.contract.errors import NoInputError, PermissionDenied, UnavailableError
+from job.contract.errors import PermissionDenied, UnavailableError
 from job.storage import Storage
 from launcher.categories import Category
 from launcher.cluster import Cluster
@@ -11,7 +11,7 @@ from launcher.diagnosis import Diagnosis, diagnose
 from launcher.kube import Json
 from launcher.manifest import QUEUE
 from launcher.pending import queue_path
-from launcher.runs import RunDocuments, read_run
+from launcher.runs import RunDocuments, no_such_run, read_run
 from launcher.scheduling import ScheduleLine, read_schedule
 from launcher.status import ended_by_store
 
@@ -72,7 +72,7 @@ def why(run_id: str, storage: Storage, cluster: Cluster) -> Diagnosis | None:
         return found
     if cronjob := cluster.get_cronjob(run_id):
         return _stuck(read_schedule(cronjob, cluster.events(cronjob["metadata"]["uid"]), seen.now))
-    raise NoInputError(f"there is no run {run_id} under {storage.uri}, and no Job", "`finetune list` names them.")
+    raise no_such_run(run_id, storage.uri)
 
 
 def _stuck(line: ScheduleLine) -> Diagnosis | None:

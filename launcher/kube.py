@@ -5,6 +5,7 @@ does not know the server itself names better. The client gives what is hard: cre
 """
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -222,7 +223,10 @@ def connect(kubeconfig: str | None = None, context: str | None = None, user: str
         else:
             namespace = _load(settings, kubeconfig, context)
     except (ConfigException, OSError) as error:
-        raise UsageError(f"no cluster: {error}", "Give --kubeconfig or --context, or set KUBECONFIG.") from error
+        path = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
+        raise UsageError(
+            f"no cluster: {path}: {error}", "Give --kubeconfig or --context, or set KUBECONFIG."
+        ) from error
     try:
         caller = client.ApiClient(settings)
     except (urllib3.exceptions.HTTPError, ImportError):  # not in its words, which hold the proxy's password

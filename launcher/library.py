@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from launcher.status import RunStatus
 
 TEMPLATE = Path("k8s/job.yaml")
-_STORE_SECONDS = 60  # for which a store that does not answer is asked again: a person waits
+# For which a store that does not answer is asked again: a person waits, for an answer or while files move.
+_ASKING_SECONDS, _MOVING_SECONDS = 15, 60
 
 
 class Launcher:
@@ -70,12 +71,21 @@ class Launcher:
     def storage(self) -> "Storage":
         """The root of runs."""
         from job.storage.opening import open_storage
-        from launcher.manifest import env_of
+
+        return open_storage(self._root, _ASKING_SECONDS)
+
+    @property
+    def _root(self) -> str:
+        """Where runs are kept."""
+        from launcher.manifest import PLACEHOLDER, env_of
 
         root = self._runs or env_of(self.template, "FINETUNE_RUNS")
-        if not root:
-            raise UsageError("no root of runs", "Give --runs, or set FINETUNE_RUNS here or in the Job template.")
-        return open_storage(root, _STORE_SECONDS)
+        if root and root != PLACEHOLDER:
+            return root
+        raise UsageError(
+            f"no root of runs: {self._template_path} has none of a site",
+            "Give --runs, or set FINETUNE_RUNS here or in the site's Job template (--template).",
+        )
 
     @cached_property
     def cluster(self) -> "Cluster":
@@ -214,9 +224,10 @@ class Launcher:
             progress: is told of the bytes that move.
             of_bytes: is told once, before, of how many there are.
         """
+        from job.storage.opening import open_storage
         from launcher.pulling import pull
 
-        return pull(self.storage, what, to, only, progress, of_bytes)
+        return pull(open_storage(self._root, _MOVING_SECONDS), what, to, only, progress, of_bytes)
 
     def schedule(self, config: Path, cron: str, time_zone: str = "Etc/UTC", dry_run: bool = False) -> "Scheduled":
         """Makes a config a CronJob, or changes the one that its model line has.
@@ -274,13 +285,13 @@ class Launcher:
         from job.storage.opening import open_storage
         from launcher.model_adding import add
 
-        return add(model, open_storage(to.rstrip("/"), _STORE_SECONDS), progress, of_bytes, on_file)
+        return add(model, open_storage(to.rstrip("/"), _MOVING_SECONDS), progress, of_bytes, on_file)
 
     def doctor(self) -> "list[Check]":
         """Whether runs can be launched here: cluster, rights, GPU nodes, queue, store, upload rate."""
         from launcher.doctor import examine
 
-        return examine(self.template, self.storage, self.cluster)
+        return examine(self.template, lambda: self.storage, lambda: self.cluster)
 
     def _ended(self, run: str) -> "RunStatus | None":
         """How a run has ended, by the store alone, where no cluster is known; None where one is."""

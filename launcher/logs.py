@@ -14,7 +14,7 @@ from launcher.evidence import has_ended
 from launcher.kube import READ_SECONDS, Json
 from launcher.log_lines import Deduplicator, Gap, Told, chunk_lines
 from launcher.pod_log import Pace, PodLog, PodState
-from launcher.runs import newest_attempt, read_run
+from launcher.runs import newest_attempt, no_such_run, read_run
 from launcher.status import Phase, RunStatus, ended_by_store, read_status
 
 _PACE = Pace(poll_seconds=3.0, silence_seconds=READ_SECONDS)
@@ -105,7 +105,7 @@ class _Run:
         self._pods = {pod["metadata"]["name"]: pod for pod in pods}
         self.status = read_status(job, pods, read_run(self._storage, self._run_id), self._cluster.now())
         if self.status.phase == Phase.UNKNOWN:
-            raise NoInputError(f"{self._run_id}: {self.status.message}", "`finetune list` names those that succeeded.")
+            raise no_such_run(self._run_id, self._storage.uri)
         self._looked = time.monotonic()
 
     def sources(self) -> list[str | int]:

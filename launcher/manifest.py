@@ -23,6 +23,8 @@ SELECTOR = f"app.kubernetes.io/name=finetune,{MADE_BY}"
 MODEL = f"{PREFIX}model"
 """The label of a Job that names its model line."""
 CONTAINER = "trainer"
+PLACEHOLDER = "s3://your-bucket/finetune"
+"""The root of runs in the template that ships."""
 QUEUE = "kueue.x-k8s.io/queue-name"
 """Kueue's label."""
 

@@ -18,7 +18,7 @@ from job.storage.names import checked_key
 from job.storage.transfer import each_file, one_at_a_time
 from launcher.evidence import Evidence
 from launcher.fetching import fetch, part_of
-from launcher.runs import read_run
+from launcher.runs import no_such_run, read_run
 
 KINDS = tuple(Artifacts.model_fields)
 
@@ -112,7 +112,7 @@ def read_result(storage: Storage, run_id: str) -> Result:
         return documents.result
     run = Evidence({}, None, documents)
     if not documents.exists:
-        raise NoInputError(f"there is no run {run_id} under {storage.uri}", _LIST)
+        raise no_such_run(run_id, storage.uri)
     raise NoInputError(
         f"{run_id} has no result yet: {_how_far(run)}",
         run.advice

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from job.contract.documents import Cancelled, Claim, Lease, Outcome, Result, Spec
+from job.contract.errors import NoInputError
 from job.contract.keys import RunKeys
 from job.contract.model import Document, read_document
 from job.storage import Stat, Storage
@@ -71,6 +72,13 @@ def read_run(storage: Storage, run_id: str) -> RunDocuments:
         cancelled=_document(cancelled),
         has_config=spec is None and storage.head(keys.config) is not None,
         root=storage.uri,
+    )
+
+
+def no_such_run(run_id: str, root: str) -> NoInputError:
+    """The error that tells of a run which neither the root nor the cluster knows."""
+    return NoInputError(
+        f"there is no run {run_id} under {root}", "A run has an id such as demo-0123456789: `finetune list` names them."
     )
 
 

@@ -58,9 +58,11 @@ def schedules_table(lines: Sequence[ScheduleLine], now: datetime) -> str:
 
 
 def checks_table(checks: Sequence[Check]) -> str:
-    """What was looked at, one a row, and under each that failed what to do."""
+    """What was looked at, one a row, and of each that failed what to do."""
     marks = {True: "ok", False: "FAILED", None: "-"}
-    rows = [[marks[check.ok], check.name, f"{check.message} {check.resolution}".rstrip()] for check in checks]
+    rows = [
+        [marks[check.ok], check.name, ". ".join(filter(None, (check.message, check.resolution)))] for check in checks
+    ]
     return columns(["", "CHECK", ""], rows)
 
 

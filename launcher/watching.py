@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from queue import Empty, SimpleQueue
 
-from job.contract.errors import JobError, NoInputError, UnavailableError
+from job.contract.errors import JobError, UnavailableError
 from job.storage import Storage
 from launcher.cluster import Cluster
 from launcher.evidence import at, condition_of, moment
 from launcher.kube import Answer, Gone, Json, Lost
 from launcher.manifest import ENDED_BECAUSE
-from launcher.runs import read_run
+from launcher.runs import no_such_run, read_run
 from launcher.status import Phase, RunStatus, ended_by_store, read_status
 
 _WATCH_SECONDS, _PATIENCE_SECONDS = 60, 600.0
@@ -54,6 +54,7 @@ def look(run_id: str, storage: Storage, cluster: Cluster) -> RunStatus:
     """The run's status now; from the store alone where the API server is away and the run has ended.
 
     Raises:
+        NoInputError: there is no such run.
         UnavailableError: the store cannot be reached, or only the API server could tell.
     """
     try:
@@ -62,7 +63,10 @@ def look(run_id: str, storage: Storage, cluster: Cluster) -> RunStatus:
         if ended := ended_by_store(read_run(storage, run_id)):
             return ended
         raise
-    return read_status(sight.job, sight.pods, read_run(storage, run_id), cluster.now())
+    status = read_status(sight.job, sight.pods, read_run(storage, run_id), cluster.now())
+    if status.phase == Phase.UNKNOWN:
+        raise no_such_run(run_id, storage.uri)
+    return status
 
 
 def statuses(
@@ -112,7 +116,7 @@ def statuses(
             if status is None:
                 continue
             if status.phase == Phase.UNKNOWN and not seen:
-                raise NoInputError(f"{run_id}: {status.message}", "`finetune list` names the runs.")
+                raise no_such_run(run_id, storage.uri)
             yield status
             if status.terminal:
                 return

@@ -31,6 +31,7 @@ _ATTEMPTS = 8
 _HURRIED_ATTEMPTS = 2
 _HURRIED_SECONDS = 60
 _BUDGET_SECONDS = 1800.0
+_LONGEST_PAUSE_SECONDS = 30.0
 _READ_SECONDS = 60.0
 _MOST_CONNECTIONS = 32
 _making = threading.Lock()
@@ -88,7 +89,7 @@ class S3Settings:
         return Retrying(
             retry=retry_if_exception_type(UnavailableError),
             stop=stop_after_delay(self.budget_seconds),
-            wait=wait_random_exponential(max=30),
+            wait=wait_random_exponential(max=min(_LONGEST_PAUSE_SECONDS, self.budget_seconds / 4)),
             before_sleep=_tell,
             reraise=True,
         )(once)

@@ -28,11 +28,11 @@ class StaleCredentials(PermissionDenied):
 
 
 _ARCHIVED = "Restore it from the archive first, or name another."
-_REFUSED = "Give the job's identity the right to do this (s3:GetObject, s3:PutObject, s3:ListBucket)."
-_CREDENTIALS = "Check the credentials that the job gets: AWS_* variables, a web identity or a pod identity."
-_KMS = (
-    "Give the job's identity kms:Decrypt and kms:GenerateDataKey on the bucket's key, and see that the key is enabled."
+_REFUSED = "Give this identity the right to do that (s3:GetObject, s3:PutObject, s3:ListBucket)."
+_CREDENTIALS = (
+    "Check the credentials that are given here: AWS_* variables, a profile, a web identity or a pod identity."
 )
+_KMS = "Give this identity kms:Decrypt and kms:GenerateDataKey on the bucket's key, and see that the key is enabled."
 _LATER = "Check AWS_ENDPOINT_URL_S3 and the network; the run can be started again."
 _REGION = "Set AWS_REGION to the bucket's region."
 _STORE = "Use a store that can do it, or the settings in the README that do without (FINETUNE_S3_CHECKSUM)."

@@ -128,8 +128,11 @@ def test_a_time_limit_without_wait_is_64(terminal: Terminal, config_file: Path, 
 
 
 def test_an_unknown_run_is_told(terminal: Terminal) -> None:
-    ended = terminal.run("status", "nobody-0123456789")
-    assert (ended.returncode, "nobody-0123456789" in ended.stdout + ended.stderr) == (0, True)
+    for run in ("nobody-0123456789", "nobody", "nobody@latest"):
+        ended = terminal.run("status", run)
+        assert (ended.returncode, ended.stdout) == (78, "")
+        assert f"there is no run {run}" in ended.stderr
+        assert "finetune list" in ended.stderr
 
 
 def test_a_status_in_yaml_is_the_one_in_json(terminal: Terminal, config_file: Path) -> None:

@@ -30,7 +30,7 @@ MIB = 1 << 20
 
 
 def look(template: Manifest, storage: Storage, cluster: Cluster, **more: object) -> dict[str, Check]:
-    checks = examine(template, storage, cluster, upload_bytes=MIB, **more)  # type: ignore[arg-type]
+    checks = examine(template, lambda: storage, lambda: cluster, upload_bytes=MIB, **more)  # type: ignore[arg-type]
     return {check.name: check for check in checks}
 
 

@@ -7,20 +7,23 @@ from typing import Any
 import pytest
 import yaml
 
-from job.contract.errors import ConfigError, JobError
+from job.contract.errors import ConfigError, JobError, UsageError
+from job.storage import Storage
 from launcher.doctor import NEEDED, Check, code_of, grace_for
 from launcher.gpu_nodes import gpu_nodes, obstacles, quota, tolerates
+from launcher.library import Launcher
 from launcher.manifest import Manifest, trainer
 from launcher.pending import waits, waits_since
 from tests.conftest import ROOT
 
 Json = dict[str, Any]
 GPU = "nvidia.com/gpu"
+SHIPPED = ROOT / "k8s" / "job.yaml"
 
 
 @pytest.fixture
 def template() -> Manifest:
-    shipped: Manifest = yaml.safe_load((ROOT / "k8s" / "job.yaml").read_bytes())
+    shipped: Manifest = yaml.safe_load(SHIPPED.read_bytes())
     return shipped
 
 
@@ -41,12 +44,26 @@ def taint(key: str, value: str = "", effect: str = "NoSchedule") -> dict[str, st
 
 @pytest.mark.parametrize(
     ("codes", "expected"),
-    [((), 0), ((78,), 78), ((74,), 78), ((69, 78), 69), ((78, 69, 77), 77)],
+    [((), 0), ((78,), 78), ((74,), 78), ((69, 78), 69), ((78, 69, 77), 77), ((77, 64), 64)],
 )
 def test_the_exit_code_is_of_the_worst_failure(codes: tuple[int, ...], expected: int) -> None:
     failed = [Check(name=str(code), ok=False, message="", code=code) for code in codes]
     harmless = [Check(name="fine", ok=True, message=""), Check(name="note", ok=None, message="")]
     assert code_of([*harmless, *failed]) == expected
+
+
+def test_a_cluster_that_is_not_named_hides_no_check_of_the_store(storage: Storage) -> None:
+    checks = {check.name: check for check in Launcher(storage.uri, SHIPPED, kubeconfig="/nowhere").doctor()}
+    assert (checks["cluster"].code, "/nowhere" in checks["cluster"].message) == (64, True)
+    assert (checks["rights"].ok, checks["store"].ok) == (None, True)
+
+
+def test_the_template_that_ships_names_no_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FINETUNE_RUNS", raising=False)
+    launcher = Launcher(template=SHIPPED, kubeconfig="/nowhere")
+    with pytest.raises(UsageError, match="no root of runs"):
+        launcher.list()
+    assert {check.name: check.code for check in launcher.doctor()}["store"] == 64
 
 
 # Taints
