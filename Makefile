@@ -22,7 +22,7 @@ UNIT := $(filter-out $(TRAIN) tests/gpu_path tests/cluster tests/soak,$(patsubst
 
 # Tests that mostly wait, for a server, a process, a moment; and those whose processes import the training stack for long.
 # Threads that spin while they wait would take the other one's processor.
-SIDE_BY_SIDE := --numprocesses=3
+SIDE_BY_SIDE := --numprocesses=3 --dist=worksteal
 TWO_AT_A_TIME := --numprocesses=2 --dist=loadfile
 
 .PHONY: help install lint format test test-unit test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all test-image soak gpu-smoke demo run image image-pin cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule model-add doctor llama-cpp config-docs bench clean

@@ -105,7 +105,8 @@ def frozen_model(uri: str) -> FrozenModel:
                 f"the base model {uri} has pickled weights only, and loading those can run any code",
                 "Convert it where you trust it: save_pretrained writes safetensors.",
             )
-        raise NoInputError(f"the base model {uri} has no safetensors", "Name a prefix or directory that holds a model.")
+        lacking = "has no safetensors" if files else "is not there"
+        raise NoInputError(f"the base model {uri} {lacking}", "Name a prefix or directory that holds a model.")
     if "config.json" not in files:
         raise NoInputError(
             f"the base model {uri} has no config.json",

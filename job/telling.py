@@ -50,7 +50,8 @@ def run_child(work: Callable[[Plan, Teller], None], argv: Sequence[str]) -> int:
     """Does `work` on the plan whose path is `argv`'s one word.
 
     Returns:
-        0, or the code of the error that ended it, which is told first and whose traceback goes to stderr.
+        0, or the code of the error that ended it, which is told first; the traceback of one that nobody expected goes to
+        stderr.
     """
     faulthandler.register(signal.SIGUSR1, file=2)  # asked by the supervisor when nothing is heard for long
     [path] = argv
@@ -59,8 +60,9 @@ def run_child(work: Callable[[Plan, Teller], None], argv: Sequence[str]) -> int:
         try:
             work(plan, teller)
         except Exception as error:
-            traceback.print_exception(error)
             ending = ending_of(error, plan.recipe)
+            if ending is not error or isinstance(error, BugError):  # nobody expected it
+                traceback.print_exception(error)
             teller.tell(Failed(code=ending.code, message=ending.message[:2000], resolution=ending.resolution))
             return ending.code
     return Exit.OK

@@ -1,15 +1,14 @@
 """Fetches one file of a run, and goes on where an earlier fetch was cut."""
 
 import hashlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from job.contract.documents import Artifact
 from job.contract.errors import DataError, NoInputError
 from job.contract.model import sha256_hex
 from job.storage import Progress, Stat, Storage
+from job.storage.in_order import in_order
 from job.storage.local_files import flush, flush_directory, local_errors
 
 _PIECE_BYTES, _PIECES_AT_A_TIME = 8 << 20, 16
@@ -77,18 +76,11 @@ def _complete(storage: Storage, stat: Stat, part: Path, progress: Progress) -> s
 
 def _pieces(storage: Storage, stat: Stat, start: int) -> Iterator[bytes]:
     """The bytes of that very object from `start` on, in order; while one piece is used, the next ones are read."""
-    ahead: deque[Future[bytes]] = deque()
-    with ThreadPoolExecutor(_PIECES_AT_A_TIME, "pieces") as workers:
-        try:
-            for first in range(start, stat.size, _PIECE_BYTES):
-                length = min(_PIECE_BYTES, stat.size - first)
-                ahead.append(workers.submit(storage.read_range, stat.key, first, length, stat.etag))
-                if len(ahead) == _PIECES_AT_A_TIME:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            workers.shutdown(cancel_futures=True)
+
+    def read(first: int) -> bytes:
+        return storage.read_range(stat.key, first, min(_PIECE_BYTES, stat.size - first), stat.etag)
+
+    return in_order(read, range(start, stat.size, _PIECE_BYTES), _PIECES_AT_A_TIME)
 
 
 def _replaced(storage: Storage, artifact: Artifact, how: str) -> DataError:

@@ -61,7 +61,8 @@ def checks_table(checks: Sequence[Check]) -> str:
     """What was looked at, one a row, and of each that failed what to do."""
     marks = {True: "ok", False: "FAILED", None: "-"}
     rows = [
-        [marks[check.ok], check.name, ". ".join(filter(None, (check.message, check.resolution)))] for check in checks
+        [marks[check.ok], check.name, ". ".join(filter(None, (check.message.rstrip("."), check.resolution)))]
+        for check in checks
     ]
     return columns(["", "CHECK", ""], rows)
 

@@ -5,9 +5,7 @@ Why this is not a transfer manager of boto3's, and the figures: docs/decisions/0
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
@@ -16,6 +14,7 @@ from job.contract.errors import DataError, JobError
 from job.contract.model import sha256_hex
 from job.storage import Progress, Stat, Uploaded
 from job.storage.checksums import Checksum, of_content, stated
+from job.storage.in_order import in_order
 from job.storage.local_files import local_errors, whole_file
 from job.storage.s3_client import Arguments
 from job.storage.s3_errors import MissingObject
@@ -84,7 +83,7 @@ def _upload_parts(target: S3Object, file: IO[bytes], size: int, progress: Progre
     digest = hashlib.sha256()
     numbered_parts = enumerate(_parts(file, size, digest.update), 1)
     try:
-        parts, values, sizes = zip(*_in_parallel(send, numbered_parts, progress), strict=True)
+        parts, values, sizes = zip(*_in_order(send, numbered_parts, progress), strict=True)
         with suppress(MissingObject):  # asked again after a lost answer, the store no longer knows the upload
             target.request(
                 lambda s3, at: s3.complete_multipart_upload(**at, **upload, MultipartUpload={"Parts": list(parts)})
@@ -124,7 +123,7 @@ def _download_parts(source: S3Object, stat: Stat, pinned: Arguments, descriptor:
         return {}, value, size
 
     starts = range(0, stat.size, _part_bytes(stat.size))
-    _, values, sizes = zip(*_in_parallel(fetch, starts, progress), strict=True)
+    _, values, sizes = zip(*_in_order(fetch, starts, progress), strict=True)
     if checksum.text(checksum.joined(values, sizes)) != expected:
         raise DataError(f"{source.uri} arrived damaged: its {checksum.name} is not {expected}", "Start the run again.")
 
@@ -147,24 +146,8 @@ def _part_bytes(size: int) -> int:
     return max(_PART_BYTES, -(-size // _MOST_PARTS))
 
 
-def _in_parallel(
-    move: Callable[[Argument], Moved], arguments: Iterable[Argument], progress: Progress
-) -> Iterator[Moved]:
-    """What `move` gives, in the arguments' order; the next argument is taken only when the oldest is done."""
-    waiting: deque[Future[Moved]] = deque()
-
-    def done() -> Moved:
-        moved = waiting.popleft().result()
+def _in_order(move: Callable[[Argument], Moved], arguments: Iterable[Argument], progress: Progress) -> Iterator[Moved]:
+    """What `move` gives for each argument, in their order, as the progress is told."""
+    for moved in in_order(move, arguments, _AT_A_TIME):
         progress(moved[2])
-        return moved
-
-    with ThreadPoolExecutor(_AT_A_TIME, "s3") as workers:
-        try:
-            for argument in arguments:
-                waiting.append(workers.submit(move, argument))
-                if len(waiting) > _AT_A_TIME:
-                    yield done()
-            while waiting:
-                yield done()
-        finally:
-            workers.shutdown(cancel_futures=True)
+        yield moved

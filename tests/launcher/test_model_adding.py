@@ -297,7 +297,7 @@ def test_the_command_tells_the_commit_each_file_and_what_to_write_into_a_config(
         ((SOURCE, "{to}"), 401, 77, "HF_TOKEN"),
         (("hf://org/nothing", "{to}"), None, 78, "the hub answered 404"),
         (("hf://base", "{to}"), None, 78, "hf://organisation/name"),
-        (("/nowhere/base", "{to}"), None, 78, "/nowhere/base has no safetensors"),
+        (("/nowhere/base", "{to}"), None, 78, "/nowhere/base is not there"),
         ((SOURCE, "hf://org/there"), None, 78, "not a storage"),
     ],
 )

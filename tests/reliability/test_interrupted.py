@@ -100,6 +100,7 @@ def test_told_to_stop_while_it_trains_it_goes_on_from_where_it_was(stand_in: Mak
     os.kill(process.pid, signal.SIGTERM)
     lines += process.communicate(timeout=300)[0].splitlines(keepends=True)
     assert process.returncode == Exit.INTERRUPTED, lines
+    assert "Traceback" not in "".join(lines)
     taken = values(log_of("".join(lines)), "step", "step")
     rest = pod.start()
     assert rest.code == 0, rest.printed
