@@ -3,10 +3,11 @@
 import signal
 from collections.abc import Sequence
 
+from job.contract.disk import GIB
 from job.contract.errors import ERROR_BY_CODE, RAISE_MEMORY, BugError, JobError, KilledError
 from job.contract.events import Failed
 from job.contract.exits import Exit
-from job.machine import GIB, MemoryUse
+from job.machine import MemoryUse
 
 _SIGNALS = 128  # codes above it name one
 _LESS_MEMORY = f"{RAISE_MEMORY}. On a CPU a lower training.per_device_train_batch_size or max_seq_length helps, too."

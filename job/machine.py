@@ -10,9 +10,8 @@ from datetime import datetime
 from pathlib import Path
 
 from job.contract.config import Compute
+from job.contract.disk import GIB
 from job.contract.errors import ConfigError
-
-GIB = 1024**3
 
 _CGROUP = Path("/sys/fs/cgroup")
 _NOMINAL = 0.05  # a machine of 16 GiB has 15.6

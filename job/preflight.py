@@ -13,11 +13,11 @@ import structlog
 
 from job import gpu
 from job.contract.config import Compute
-from job.contract.disk import DiskNeed, disk_need
+from job.contract.disk import GIB, DiskNeed, disk_need
 from job.contract.documents import Spec
 from job.contract.errors import ConfigError, DeviceError, LocalIOError
 from job.inputs import download_bytes
-from job.machine import GIB, check_compiler, check_memory, read_machine, remarks
+from job.machine import check_compiler, check_memory, read_machine, remarks
 
 log = structlog.get_logger()
 

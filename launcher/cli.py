@@ -320,10 +320,10 @@ def pull(what: str, only: str | None, to: Path, launcher: Launcher) -> None:
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("cron", metavar="'MINUTE HOUR DAY MONTH WEEKDAY'")
-@click.option("--time-zone", default="Etc/UTC", show_default=True)
+@click.option("--time-zone", help="of these times; else Etc/UTC")
 @click.option("--dry-run", type=click.Choice(["server"]), help="let the API server judge it; write nothing")
 @cluster_flags
-def schedule(config: Path, cron: str, time_zone: str, dry_run: str | None, launcher: Launcher) -> None:
+def schedule(config: Path, cron: str, time_zone: str | None, dry_run: str | None, launcher: Launcher) -> None:
     """Train a config every night: a CronJob, made or changed; `schedules` lists them, `unschedule` removes one."""
     scheduled = launcher.schedule(config, cron, time_zone, bool(dry_run))
     done = "created" if scheduled.created else "changed"

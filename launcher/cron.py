@@ -11,6 +11,8 @@ from cronsim import CronSim, CronSimError
 
 from job.contract.errors import ConfigError
 
+DEFAULT_ZONE = "Etc/UTC"
+
 _MACROS = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -80,7 +82,7 @@ def _fields(expression: str) -> str:
 def _zone(name: str) -> ZoneInfo:
     with suppress(KeyError, ValueError, OSError):
         return ZoneInfo(name)
-    raise ConfigError(f"there is no time zone {name!r}", "Use a name such as Etc/UTC or Europe/Berlin.")
+    raise ConfigError(f"there is no time zone {name!r}", f"Use a name such as {DEFAULT_ZONE} or Europe/Berlin.")
 
 
 def _check_clocks(fields: str, zone: str, now: datetime) -> None:
@@ -92,7 +94,7 @@ def _check_clocks(fields: str, zone: str, now: datetime) -> None:
             day, does = (steady, "skips it") if skipped else (told, "starts it twice")
             raise ConfigError(
                 f"the schedule {fields!r}: on {day:%Y-%m-%d} the clocks of {zone} change, and Kubernetes {does}",
-                "Choose an hour that the clocks do not skip or repeat, or the time zone Etc/UTC.",
+                f"Choose an hour that the clocks do not skip or repeat, or the time zone {DEFAULT_ZONE}.",
             )
         if told - start > timedelta(days=366):
             return

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from job.contract.errors import RAISE_MEMORY
 from job.contract.model import Document
 from launcher.categories import RESOLUTIONS, Category, facts, of_exit, of_refusal, of_scheduling, of_waiting
-from launcher.evidence import Evidence, Json, at, happened, has_ended, moment, trainer_of
+from launcher.evidence import Evidence, Json, at, condition_of, happened, has_ended, moment, trainer_of
 from launcher.runs import RunDocuments
 
 Speaker = Literal["API server", "controller manager", "scheduler", "kubelet", "Kueue", "job", "launcher"]
@@ -200,8 +200,7 @@ def _waiting(pod: Json | None, events: Sequence[Json]) -> _Cause | None:
         reason = at(waiting, "reason")
         if reason and reason not in _STARTING:
             return _Cause(of_waiting(reason), at(waiting, "message") or reason, "kubelet")
-    scheduled = _condition(pod, "PodScheduled")
-    if at(scheduled, "status") == "False" and (said := at(scheduled, "message")):
+    if said := at(condition_of(pod, "PodScheduled", "False"), "message"):
         return _Cause(of_scheduling(said), said, "scheduler")
     name = at(pod, "metadata", "name")
     return _by_event(_newest_step([e for e in events if name and at(e, "involvedObject", "name") == name]))
@@ -214,10 +213,10 @@ _DISRUPTORS: Mapping[str, Speaker] = {"TerminationByKubelet": "kubelet", "Evicti
 
 def _disruption(pod: Json | None) -> _Cause | None:
     """Who took the pod away, also while it still ends."""
-    condition = _condition(pod, "DisruptionTarget")
     if at(pod, "status", "reason") == "Evicted":
         return _Cause(Category.EVICTED, at(pod, "status", "message") or "Evicted", "kubelet")
-    if at(condition, "status") != "True":
+    condition = condition_of(pod, "DisruptionTarget")
+    if condition is None:
         return None
     reason = at(condition, "reason") or ""
     said = at(condition, "message") or reason
@@ -252,11 +251,6 @@ def _ending(run: Evidence) -> _Cause | None:
 
 
 # Plain JSON of Kubernetes
-
-
-def _condition(pod: Json | None, kind: str) -> Json | None:
-    conditions: Sequence[Json] = at(pod, "status", "conditions") or ()
-    return next((one for one in conditions if at(one, "type") == kind), None)
 
 
 def _message(event: Json | None) -> str:

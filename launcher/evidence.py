@@ -258,10 +258,10 @@ def moment(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
 
 
-def condition_of(job: Json, kind: str) -> Json | None:
-    """A condition of a Job, if it is true."""
-    conditions: Sequence[Json] = at(job, "status", "conditions") or ()
-    return next((one for one in conditions if at(one, "type") == kind and at(one, "status") == "True"), None)
+def condition_of(told: Json | None, kind: str, status: str = "True") -> Json | None:
+    """A condition of a Job or a pod, if it is so."""
+    conditions: Sequence[Json] = at(told, "status", "conditions") or ()
+    return next((one for one in conditions if at(one, "type") == kind and at(one, "status") == status), None)
 
 
 def ended(job: Json) -> str | None:

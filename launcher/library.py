@@ -229,18 +229,19 @@ class Launcher:
 
         return pull(open_storage(self._root, _MOVING_SECONDS), what, to, only, progress, of_bytes)
 
-    def schedule(self, config: Path, cron: str, time_zone: str = "Etc/UTC", dry_run: bool = False) -> "Scheduled":
+    def schedule(self, config: Path, cron: str, time_zone: str | None = None, dry_run: bool = False) -> "Scheduled":
         """Makes a config a CronJob, or changes the one that its model line has.
 
         Args:
             config: the file.
             cron: five fields: minute, hour, day, month, weekday.
-            time_zone: of these.
+            time_zone: of these; None for `Etc/UTC`.
             dry_run: let the API server judge it, and write nothing.
         """
+        from launcher.cron import DEFAULT_ZONE
         from launcher.scheduling import schedule
 
-        given = (self.template, self.storage, self.cluster, cron, time_zone, self.submitter, dry_run)
+        given = (self.template, self.storage, self.cluster, cron, time_zone or DEFAULT_ZONE, self.submitter, dry_run)
         return schedule(_read(config), str(config), *given)
 
     def schedules(self) -> "list[ScheduleLine]":

@@ -13,7 +13,7 @@ from job.storage import Storage
 from launcher.cluster import Cluster
 from launcher.kube import Json
 from launcher.manifest import MODEL, SELECTOR
-from launcher.pending import TOO_LONG, pods_made, waits, waits_since
+from launcher.pending import TOO_LONG, pods_made, wait_too_long
 from launcher.runs import read_run
 from launcher.status import RunStatus, read_status
 
@@ -86,12 +86,9 @@ def list_runs(
 def _overdue(cluster: Cluster, entries: Iterable[_Entry], shown: Iterable[Json]) -> list[str]:
     """The runs that have been pending for too long: by their pods, and of those shown also by their Jobs."""
     made = pods_made(cluster)
-    since = {entry.run_id: made[entry.job_uid] for entry in entries if entry.job_uid in made}
-    for job in filter(waits, shown):
-        run_id = job["metadata"]["name"]
-        if run_id not in since and (began := waits_since(job, None)):
-            since[run_id] = began
-    return sorted(run_id for run_id, began in since.items() if cluster.now() - began > TOO_LONG)
+    now = cluster.now()
+    by_pod = {entry.run_id for entry in entries if (began := made.get(entry.job_uid)) and now - began > TOO_LONG}
+    return sorted(by_pod | wait_too_long(shown, made, now, TOO_LONG))
 
 
 def _succeeded(storage: Storage, name: str | None) -> Iterator[_Entry]:

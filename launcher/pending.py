@@ -1,5 +1,6 @@
 """What leaves a run pending: a name in the Job template that nothing has, and the runs that have not started for long."""
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from job.contract.errors import ConfigError
@@ -94,13 +95,24 @@ def pending_runs(cluster: Cluster, limit: timedelta) -> str:
 def pending_too_long(cluster: Cluster, limit: timedelta) -> list[str]:
     """The launcher's runs, by name, whose pod has not started within so long a time. Suspended ones do not count."""
     unfinished, _ = cluster.jobs("status.successful=0")
-    made, now = pods_made(cluster), cluster.now()
-    ours = [job for job in unfinished if is_ours(job) and waits(job)]
-    return sorted(
+    made = pods_made(cluster)
+    return sorted(wait_too_long(filter(is_ours, unfinished), made, cluster.now(), limit))
+
+
+def wait_too_long(jobs: Iterable[Json], made: Mapping[str, datetime], now: datetime, limit: timedelta) -> set[str]:
+    """The names of those of some Jobs that have waited for longer than this. Pure.
+
+    Args:
+        jobs: any.
+        made: what `pods_made` gives.
+        now: the API server's time.
+        limit: suspended Jobs, and those between two attempts, do not wait.
+    """
+    return {
         job["metadata"]["name"]
-        for job in ours
+        for job in filter(waits, jobs)
         if (since := waits_since(job, made.get(job["metadata"]["uid"]))) and now - since > limit
-    )
+    }
 
 
 def pods_made(cluster: Cluster) -> dict[str, datetime]:

@@ -18,14 +18,13 @@ from job.contract.keys import config_key
 from job.contract.model import Document, sha256_hex
 from job.storage import Storage
 from launcher.cluster import Cluster
-from launcher.cron import check_cron, slots
+from launcher.cron import DEFAULT_ZONE, check_cron, slots
 from launcher.evidence import moment, one_more_night
 from launcher.kube import Json
-from launcher.manifest import PREFIX, SELECTOR, Manifest, fill
+from launcher.manifest import PREFIX, SELECTOR, Manifest, fill, is_ours
 
 CONFIG_URI = f"{PREFIX}config-uri"
 """The annotation that names a schedule's config."""
-DEFAULT_ZONE = "Etc/UTC"
 
 _MAX_NAME, _HASH_DIGITS = 52, 8  # Kubernetes adds a dash and the time to a CronJob's name
 _NIGHT_HOURS = 23  # a night that is stuck ends before the next one of a daily schedule
@@ -125,8 +124,8 @@ def schedule(
         version=version("finetune"),
     )
     cronjob = build_cronjob(template, night)
-    created = _named(night.name, cluster) is None
-    if created and cluster.get_cronjob(night.name):
+    standing = cluster.get_cronjob(night.name)
+    if standing and not is_ours(standing):
         raise TakenError(
             f"the CronJob {night.name} was not made by the launcher", "Give this config another name, or delete it."
         )
@@ -135,7 +134,7 @@ def schedule(
     if not dry_run:
         storage.put_if_absent(config_key(config_bytes), config_bytes)
     cluster.apply_cronjob(cronjob, dry_run)
-    return Scheduled(night.name, created, tuple(times))
+    return Scheduled(night.name, standing is None, tuple(times))
 
 
 def unschedule(name: str, cluster: Cluster) -> None:
@@ -144,8 +143,12 @@ def unschedule(name: str, cluster: Cluster) -> None:
     Raises:
         NoInputError: the launcher made none of that name.
     """
-    found = _named(name, cluster)
-    if found is None or not cluster.delete_cronjob(name, found["metadata"]["uid"]):
+    found = cluster.get_cronjob(schedule_name(name))
+    if (
+        found is None
+        or not is_ours(found)
+        or not cluster.delete_cronjob(found["metadata"]["name"], found["metadata"]["uid"])
+    ):
         raise NoInputError(f"there is no schedule {name} in {cluster.namespace}", "A schedule has its config's name.")
 
 
@@ -267,11 +270,6 @@ def _stuck(cronjob: Json, events: Sequence[Json], now: datetime) -> str | None:
         last = f": `finetune status {night}` says how the last one is, {once_more}" if started else ""
         return f"no night has succeeded since {_told(since)}{last}"
     return None
-
-
-def _named(name: str, cluster: Cluster) -> Json | None:
-    """The schedule of that name; None when there is none that the launcher made."""
-    return next((each for each in cluster.cronjobs(SELECTOR) if each["metadata"]["name"] == name), None)
 
 
 def _told(time: datetime) -> str:

@@ -8,7 +8,7 @@ from job.contract.config import Quantization, Recipe, RunConfig
 from job.contract.config_file import Problem, line_of
 from job.contract.errors import ConfigError
 
-_GIB = 1024**3
+GIB = 1024**3
 
 # Of Llama 3.1 8B, by the table of llama.cpp's tools/quantize/README.md. Small models need more: matrices whose rows are
 # no multiple of 256 stay at 8 bits or more, and the embedding, kept at 6 or 8, is a larger share of them.
@@ -21,7 +21,7 @@ BITS_PER_WEIGHT: dict[Quantization, float] = {
     "q5_k_m": 5.7,
     "q4_k_m": 4.89,
 }
-_SLACK_BYTES = _GIB  # compiled kernels, logs, the one-layer model, the report
+_SLACK_BYTES = GIB  # compiled kernels, logs, the one-layer model, the report
 _SLACK_SHARE = 0.05  # of the rest
 CHECKPOINT_BYTES = 12
 """A parameter of the adapter in a checkpoint: its weight and AdamW's two moments, 4 bytes each."""
@@ -40,7 +40,7 @@ class DiskNeed:
         return sum(self.parts.values())
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {size / _GIB:.1f}" for name, size in self.parts.items() if size >= 0.05 * _GIB)
+        return ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts.items() if size >= 0.05 * GIB)
 
 
 def disk_need(recipe: Recipe, weight_bytes: int, base_bytes: int, dataset_bytes: int) -> DiskNeed:
@@ -86,10 +86,10 @@ def check_scratch(config: RunConfig, need: DiskNeed, text: bytes, source: str) -
         ConfigError: with the key's line, and the need by part.
     """
     asked = config.compute.scratch_gib
-    if asked * _GIB < need.total:
-        told = f"{asked:g} GiB, and the run needs {need.total / _GIB:.1f} (in GiB: {need})"
+    if asked * GIB < need.total:
+        told = f"{asked:g} GiB, and the run needs {need.total / GIB:.1f} (in GiB: {need})"
         problem = Problem("compute.scratch_gib", line_of("compute.scratch_gib", text, source), told)
         raise ConfigError(
             f"{source}: {problem}",
-            f"Set it to {math.ceil(need.total / _GIB)} or more, or ask for fewer files in export.",
+            f"Set it to {math.ceil(need.total / GIB)} or more, or ask for fewer files in export.",
         )

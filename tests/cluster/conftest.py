@@ -22,7 +22,7 @@ from tests.cluster.faults import FaultyApi, faulty_api
 from tests.conftest import ROOT
 from tests.tiny import make_tiny_model, sums
 
-SECONDS = 60
+SECONDS = 90
 """No test is to hang."""
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ from launcher.kube import Json
 from launcher.launching import Prepared
 from launcher.manifest import QUEUE, Manifest
 from launcher.scheduling import schedule
-from tests.cluster.conftest import fresh_namespace, post
+from tests.cluster.conftest import fresh_namespace, post, until
 from tests.cluster.recording import recorded
 
 LABEL = "finetune.local/test"
@@ -97,19 +97,10 @@ def run(job: Json, cluster: Cluster) -> str:
     return name
 
 
-def wait_for(found: Callable[[], T]) -> T:
-    """What is found first that is true."""
-    deadline = time.monotonic() + 30
-    while not (there := found()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return there
-
-
 def bound(cluster: Cluster, run_id: str) -> Json:
     """The pod of a Job once it has a node."""
     uid = uid_of(cluster, run_id)
-    return wait_for(lambda: [pod for pod in cluster.pods(uid) if pod["spec"].get("nodeName")])[0]
+    return until(lambda: [pod for pod in cluster.pods(uid) if pod["spec"].get("nodeName")])[0]
 
 
 def claimed(cluster: Cluster, storage: Storage, run_id: str) -> None:
@@ -338,7 +329,7 @@ def start_kueue(plane: ControlPlane, directory: Path) -> None:
     ]
     plane.start("kueue", [str(built / "kueue"), *flags])
     secret = ["get", "secret", "--namespace=kueue-system", "kueue-webhook-server-cert", "--output=json"]
-    made = wait_for(lambda: json.loads(kubectl(kubeconfig, *secret)).get("data"))
+    made = until(lambda: json.loads(kubectl(kubeconfig, *secret)).get("data"))
     certificates.mkdir()
     for name, text in made.items():  # a kubelet would mount it
         (certificates / name).write_bytes(b64decode(text))
@@ -355,7 +346,7 @@ def test_it_waits_for_quota_in_its_queue(job: Json, tmp_path: Path) -> None:
         queue = ONE_CPU.format(namespace=cluster.namespace)
         kubectl(str(plane.kubeconfig()), "apply", "--server-side", "-f", "-", given=queue)
         first = run({**job, "metadata": job["metadata"] | {"name": "first"}}, cluster)
-        wait_for(lambda: not (cluster.get_job(first) or job)["spec"]["suspend"])
+        until(lambda: not (cluster.get_job(first) or job)["spec"]["suspend"])
         found = recorded("queued", cluster, run(job, cluster), words="Kueue says")
     assert "insufficient unused quota for cpu" in found.said
 
@@ -496,7 +487,7 @@ def test_a_job_that_was_deleted(job: Json, cluster: Cluster, storage: Storage, n
     node()
     ask_for(job, **{"nvidia.com/gpu": "1"})
     claimed(cluster, storage, run_id := run(job, cluster))
-    wait_for(lambda: [event for event in cluster.events_of(run_id) if event["reason"] == "FailedScheduling"])
+    until(lambda: [event for event in cluster.events_of(run_id) if event["reason"] == "FailedScheduling"])
     uid = uid_of(cluster, run_id)
     assert cluster.delete_job(run_id, uid)
     cluster.wait_until_gone(run_id, uid)
@@ -538,7 +529,7 @@ def test_a_night_that_the_last_one_holds_back(nightly: Nightly, cluster: Cluster
     node()  # else it is told what holds the last one
     nightly(timedelta(minutes=3))
     miss(cluster)
-    [night] = wait_for(lambda: (cluster.get_cronjob("bot") or {})["status"].get("active"))
+    [night] = until(lambda: (cluster.get_cronjob("bot") or {})["status"].get("active"))
     bound(cluster, night["name"])
     time.sleep(1)  # most events tell whole seconds, and the scheduler's do not
     nightly(timedelta(minutes=1))

@@ -1,8 +1,7 @@
 """`doctor` on a real API server with its real controllers."""
 
 import copy
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +20,7 @@ from launcher.doctor import NEEDED, Check, Right, code_of, examine
 from launcher.kube import Api, Json
 from launcher.launching import Prepared, launch
 from launcher.manifest import QUEUE, SELECTOR, Manifest
-from tests.cluster.conftest import post
+from tests.cluster.conftest import post, until
 from tests.storage.faulty_s3 import faulty_s3
 from tests.storage.test_faults import honours_no_condition
 
@@ -32,13 +31,6 @@ MIB = 1 << 20
 def look(template: Manifest, storage: Storage, cluster: Cluster, **more: object) -> dict[str, Check]:
     checks = examine(template, lambda: storage, lambda: cluster, upload_bytes=MIB, **more)  # type: ignore[arg-type]
     return {check.name: check for check in checks}
-
-
-def until(holds: Callable[[], object]) -> None:
-    """Waits for what the server's own caches and controllers still have to learn."""
-    deadline = time.monotonic() + 30
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.2)
 
 
 def delete(cluster: Cluster, path: str) -> None:

@@ -15,8 +15,8 @@ from job.storage import Storage
 from launcher.cluster import Cluster
 from launcher.launching import Prepared
 from launcher.scheduling import schedules
+from tests.cluster.conftest import until
 from tests.cluster.test_launching import fail
-from tests.cluster.test_scheduling import wait_for
 from tests.conftest import ROOT
 from tests.launcher.runs import publish
 
@@ -56,7 +56,7 @@ def test_the_page_does_what_it_says(
     cancelled = read_document(Cancelled, found[0], keys.cancelled)
     assert (cancelled.by, cancelled.job_uid) == ("ada", launched.job["metadata"]["uid"])
     assert told["scheduled"].created
-    wait_for(lambda: not schedules(cluster), 30)
+    until(lambda: not schedules(cluster), 30)
 
     # Airflow: a retried task finds the run, and its end is told.
     assert [told["submit"](told["CONFIG"]) for _ in range(2)] == [run_id, run_id]

@@ -22,6 +22,7 @@ from launcher.kube import Json
 from launcher.launching import Prepared
 from launcher.manifest import SELECTOR, Manifest, env_of, image_of
 from launcher.scheduling import CONFIG_URI, Scheduled, night_name, schedule, schedules, unschedule
+from tests.cluster.conftest import until
 
 KUBECTL = Path(sys.executable).with_name("kubectl")
 T = TypeVar("T")
@@ -37,15 +38,6 @@ def nightly(config_file: Path, template: Manifest, storage: Storage, cluster: Cl
         return schedule(body, str(config_file), template, storage, cluster, cron, zone, "ada", dry_run)
 
     return make
-
-
-def wait_for(found: Callable[[], T], seconds: float) -> T:
-    """What is found first that is true."""
-    deadline = time.monotonic() + seconds
-    while not (there := found()):
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-    return there
 
 
 def nights(cluster: Cluster) -> list[str]:
@@ -157,7 +149,7 @@ def test_a_removed_schedule_leaves_its_night(nightly: Nightly, plane: ControlPla
     nightly()
     kubectl(plane, cluster, "create", "job", "--from=cronjob/bot", "by-hand")
     unschedule("bot", cluster)
-    wait_for(lambda: not schedules(cluster), 30)
+    until(lambda: not schedules(cluster))
     assert nights(cluster) == ["by-hand"]
     with pytest.raises(NoInputError, match="no schedule bot"):
         unschedule("bot", cluster)
@@ -180,7 +172,7 @@ def check_run_id(name: str, cluster: Cluster) -> None:
     """The pod of a Job gets its run id from a label that holds the Job's name."""
     job = cluster.get_job(name)
     assert job
-    [pod] = wait_for(lambda: cluster.pods(job["metadata"]["uid"]), 30)
+    [pod] = until(lambda: cluster.pods(job["metadata"]["uid"]))
     assert pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] == name
     [run_id] = [entry for entry in pod["spec"]["containers"][0]["env"] if entry["name"] == "FINETUNE_RUN_ID"]
     assert run_id["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.labels['batch.kubernetes.io/job-name']"
@@ -194,7 +186,7 @@ def test_promise_56_a_schedule_that_goes_on_after_missed_nights_starts_at_most_o
     long_ago = f"{datetime.now(UTC) - timedelta(days=2):%Y-%m-%dT%H:%M:00Z}"
     patch(cluster, "bot/status", {"status": {"lastScheduleTime": long_ago}})
     patch(cluster, "bot", {"spec": {"suspend": False}})
-    [first] = wait_for(lambda: nights(cluster), 60)
+    [first] = until(lambda: nights(cluster))
     time.sleep(5)
     assert nights(cluster) == [first], "the newest of 288 nights, and no other"
     [line] = schedules(cluster)
@@ -208,8 +200,8 @@ def test_promise_55_nights_never_overlap_and_one_that_is_stuck_is_explained(
 ) -> None:
     """Two real minutes: no node takes the first night's pod, and the controllers are killed before the second."""
     nightly("* * * * *")
-    [first] = wait_for(lambda: nights(cluster), 75)
-    [line] = wait_for(lambda: [line for line in schedules(cluster) if line.active], 10)
+    [first] = until(lambda: nights(cluster))
+    [line] = until(lambda: [line for line in schedules(cluster) if line.active])
     assert (line.active, line.stuck) == ((first,), None)
     assert line.last_scheduled
     assert first == night_name("bot", line.last_scheduled)
@@ -218,7 +210,7 @@ def test_promise_55_nights_never_overlap_and_one_that_is_stuck_is_explained(
     plane.start("controllers")
     cronjob = cluster.get_cronjob("bot")
     assert cronjob
-    held = wait_for(
+    held = until(
         lambda: [
             event for event in cluster.events(cronjob["metadata"]["uid"]) if event["reason"] == "JobAlreadyActive"
         ],
@@ -233,5 +225,5 @@ def test_promise_55_nights_never_overlap_and_one_that_is_stuck_is_explained(
     job = cluster.get_job(first)
     assert job
     assert cluster.delete_job(first, job["metadata"]["uid"])
-    [second] = wait_for(lambda: [name for name in nights(cluster) if name != first], 75)
+    [second] = until(lambda: [name for name in nights(cluster) if name != first])
     assert second > first

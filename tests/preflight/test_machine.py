@@ -8,10 +8,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from job.contract.config import Compute, Dataset, Recipe, Training
+from job.contract.disk import GIB
 from job.contract.documents import FrozenDataset, FrozenModel, FrozenObject, Spec
 from job.contract.errors import ConfigError, LocalIOError
 from job.machine import (
-    GIB,
     Machine,
     MemoryUse,
     check_compiler,

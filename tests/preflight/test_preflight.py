@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from job.contract.disk import DiskNeed
+from job.contract.disk import GIB, DiskNeed
 from job.contract.errors import ConfigError, LocalIOError
-from job.machine import GIB
 from job.preflight import check_device, check_disk, check_trackers
 
 

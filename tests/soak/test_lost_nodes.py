@@ -5,8 +5,9 @@ from examples.cluster.node import Node
 from job.contract.exits import Exit
 from job.storage.opening import open_storage
 from launcher.status import Phase
+from tests.cluster.conftest import until
 from tests.cluster.node.attempts import attempts
-from tests.cluster.node.conftest import TRAINING, Bench, wait_for
+from tests.cluster.node.conftest import TRAINING, Bench
 from tests.cluster.node.interrupted import ends_whole, living_pods, trains
 
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
@@ -20,7 +21,7 @@ def test_a_pod_that_was_deleted_by_force_and_trains_on(bench: Bench, node: Node,
     node.kill_kubelet()
     bench.kubectl("delete", "pod", forgotten, "--force", "--grace-period=0", "--wait=false")
     bench.kubectl("patch", "pod", forgotten, "-p", '{"metadata": {"finalizers": null}}')
-    wait_for(lambda: set(living_pods(bench, run)) - {forgotten})
+    until(lambda: set(living_pods(bench, run)) - {forgotten})
     wait_until_it_trains_on(bench, run)
     node.return_kubelet()
     [first, _] = ends_whole(bench, launcher, run, uninterrupted)
@@ -40,7 +41,7 @@ def test_a_node_that_is_given_up_and_comes_back(bench: Bench, node: Node, uninte
     forgotten = living_pods(bench, run)
     lose(bench, node)
     bench.kubectl("taint", "node", NODE, f"{OUT_OF_SERVICE}=nodeshutdown:NoExecute")
-    wait_for(lambda: living_pods(bench, run) != forgotten)
+    until(lambda: living_pods(bench, run) != forgotten)
     wait_until_it_trains_on(bench, run)
     assert launcher.status(run).phase == Phase.RECOVERING
     bench.kubectl("taint", "node", NODE, f"{OUT_OF_SERVICE}-")
@@ -63,4 +64,4 @@ def wait_until_it_trains_on(bench: Bench, run: str) -> None:
 
     taken = step()
     assert taken < TRAINING["max_steps"]
-    wait_for(lambda: step() > taken)
+    until(lambda: step() > taken)

@@ -5,9 +5,10 @@ import signal
 import pytest
 
 from job.child_ending import ending
+from job.contract.disk import GIB
 from job.contract.errors import BugError, DataError, JobError, KilledError
 from job.contract.events import Failed
-from job.machine import GIB, MemoryUse
+from job.machine import MemoryUse
 
 BEFORE = MemoryUse(oom_kills=2, limit=16 * GIB, peak=3 * GIB)
 QUIET = MemoryUse(oom_kills=2, limit=16 * GIB, peak=9 * GIB)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,14 +172,6 @@ def whole_run(kind: type[Bench], site: Site, directory: Path) -> str:
         run = launcher.launch(whole.config(training=TRAINING)).run_id
         assert launcher.wait(run, timeout=600).phase == Phase.SUCCEEDED
         return adapter(open_storage(whole.root), run)
-
-
-def wait_for(holds: Callable[[], object], seconds: float = 90) -> None:
-    """Returns when it holds, which it must within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
 
 
 @pytest.fixture

@@ -9,15 +9,16 @@ from launcher.evidence import has_ended
 from launcher.kube import Json
 from launcher.manifest import Manifest, set_env, trainer
 from launcher.status import Phase
+from tests.cluster.conftest import until
 from tests.cluster.node.attempts import Attempt, assert_whole, kept
-from tests.cluster.node.conftest import TRAINING, Bench, wait_for
+from tests.cluster.node.conftest import TRAINING, Bench
 
 
 def trains(bench: Bench, seconds: float = 0.25) -> tuple[Launcher, str]:
     """A run that has a checkpoint in the store, and most of its steps to go, of so many seconds each."""
     launcher = bench.launcher(few_failures)
     run = launcher.launch(bench.config(f"seconds {seconds}", training=TRAINING)).run_id
-    wait_for(lambda: kept(open_storage(bench.root), run))
+    until(lambda: kept(open_storage(bench.root), run))
     return launcher, run
 
 
@@ -32,7 +33,7 @@ def ends_whole(bench: Bench, launcher: Launcher, run: str, uninterrupted: str, a
     """The attempts of a run that comes to its end by this one, none of them counted as a failure."""
     ended = launcher.wait(run, timeout=180)
     assert (ended.phase, ended.attempt) == (Phase.SUCCEEDED, attempt), ended
-    wait_for(lambda: condition(bench, run, "Complete"))
+    until(lambda: condition(bench, run, "Complete"))
     job = bench.cluster.get_job(run)
     assert job
     assert not job["status"].get("failed"), job["status"]

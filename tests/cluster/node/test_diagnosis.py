@@ -11,7 +11,8 @@ from job.storage.opening import open_storage
 from launcher.categories import Category
 from launcher.kube import Json
 from launcher.manifest import Manifest, set_env, trainer
-from tests.cluster.node.conftest import Bench, Change, wait_for
+from tests.cluster.conftest import until
+from tests.cluster.node.conftest import Bench, Change
 from tests.cluster.recording import recorded
 
 
@@ -74,7 +75,7 @@ CANNOT_START: list[tuple[str, Change, str]] = [
 def test_promise_18_a_pod_that_cannot_start(name: str, change: Change, state: str, bench: Bench) -> None:
     """And the kubelet has told so in the container's state, not in an event alone."""
     run = bench.launcher(change).launch(bench.config()).run_id
-    wait_for(lambda: f'"reason": "{state}"' in json.dumps(bench.pods(run)))
+    until(lambda: f'"reason": "{state}"' in json.dumps(bench.pods(run)))
     assert recorded(name, bench.cluster, run, root(bench)).resolution
 
 
@@ -129,11 +130,11 @@ def test_a_job_that_failed_and_whose_pod_has_gone(name: str, change: Change, sai
 
     launcher = bench.launcher(once)
     run = launcher.launch(bench.config("exit 71")).run_id
-    wait_for(lambda: launcher.status(run).phase == "Failed")
+    until(lambda: launcher.status(run).phase == "Failed")
     for pod in bench.pods(run):
         path = f"/api/v1/namespaces/{bench.cluster.namespace}/pods/{pod['metadata']['name']}"
         bench.cluster.api.send("DELETE", path)
-    wait_for(lambda: not bench.pods(run))
+    until(lambda: not bench.pods(run))
     assert said in recorded(name, bench.cluster, run, root(bench)).said
 
 
@@ -198,7 +199,7 @@ def test_a_run_that_outlasts_its_deadline(bench: Bench) -> None:
 def test_a_pod_that_is_drained(bench: Bench) -> None:
     launcher = bench.launcher()
     run = launcher.launch(bench.config("seconds 0.5", training={"max_steps": 200})).run_id
-    wait_for(lambda: launcher.status(run).stage == "train")
+    until(lambda: launcher.status(run).stage == "train")
     [pod] = bench.pods(run)
     name = pod["metadata"]["name"]
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
@@ -210,7 +211,7 @@ def test_a_pod_that_is_drained(bench: Bench) -> None:
 def test_a_run_that_gives_no_sign_of_life(bench: Bench) -> None:
     launcher = bench.launcher()
     run = launcher.launch(bench.config("seconds 0.5", training={"max_steps": 200})).run_id
-    wait_for(lambda: launcher.status(run).stage == "train")
+    until(lambda: launcher.status(run).stage == "train")
     recorded("silent", bench.cluster, run, root(bench), later=timedelta(minutes=5))
 
 

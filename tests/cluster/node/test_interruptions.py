@@ -13,9 +13,9 @@ from job.storage.opening import open_storage
 from launcher.deciding import RunFailed
 from launcher.manifest import trainer
 from launcher.status import Phase
-from tests.cluster.conftest import post
+from tests.cluster.conftest import post, until
 from tests.cluster.node.attempts import attempts, kept
-from tests.cluster.node.conftest import TRAINING, Bench, wait_for
+from tests.cluster.node.conftest import TRAINING, Bench
 from tests.cluster.node.interrupted import assert_stopped_and_resumed, ends_whole, living_pods, trains
 
 
@@ -30,7 +30,7 @@ def test_an_eviction(bench: Bench, uninterrupted: str) -> None:
 def test_a_preemption_by_a_pod_of_higher_priority(bench: Bench, uninterrupted: str) -> None:
     launcher, run = trains(bench)
     with urgent_pod(bench):
-        wait_for(lambda: launcher.status(run).phase == Phase.RECOVERING)
+        until(lambda: launcher.status(run).phase == Phase.RECOVERING)
         assert [attempt.code for attempt in attempts(open_storage(bench.root), run)] == [Exit.INTERRUPTED]
     assert_stopped_and_resumed(ends_whole(bench, launcher, run, uninterrupted))
 
@@ -38,7 +38,7 @@ def test_a_preemption_by_a_pod_of_higher_priority(bench: Bench, uninterrupted: s
 def test_more_deleted_pods_than_failures_are_allowed(bench: Bench, uninterrupted: str) -> None:
     launcher, run = trains(bench)
     bench.kubectl("delete", "pod", *living_pods(bench, run))
-    wait_for(lambda: kept(open_storage(bench.root), run, 2))
+    until(lambda: kept(open_storage(bench.root), run, 2))
     bench.kubectl("delete", "pod", *living_pods(bench, run))
     assert_stopped_and_resumed(ends_whole(bench, launcher, run, uninterrupted, attempt=3))
 
@@ -46,7 +46,7 @@ def test_more_deleted_pods_than_failures_are_allowed(bench: Bench, uninterrupted
 def test_suspended_and_resumed(bench: Bench, uninterrupted: str) -> None:
     launcher, run = trains(bench)
     bench.kubectl("patch", "job", run, "-p", '{"spec": {"suspend": true}}')
-    wait_for(lambda: attempts(open_storage(bench.root), run)[0].code)
+    until(lambda: attempts(open_storage(bench.root), run)[0].code)
     assert launcher.status(run).phase == Phase.QUEUED
     bench.kubectl("patch", "job", run, "-p", '{"spec": {"suspend": false}}')
     assert_stopped_and_resumed(ends_whole(bench, launcher, run, uninterrupted))
@@ -82,7 +82,7 @@ def test_a_drained_node(bench: Bench, node: Node, uninterrupted: str) -> None:
     launcher, run = trains(bench)
     selector = f"--pod-selector=batch.kubernetes.io/job-name={run}"
     bench.kubectl("drain", NODE, "--delete-emptydir-data", selector, "--timeout=60s")
-    wait_for(lambda: launcher.status(run).phase == Phase.RECOVERING)
+    until(lambda: launcher.status(run).phase == Phase.RECOVERING)
     bench.kubectl("uncordon", NODE)
     assert_stopped_and_resumed(ends_whole(bench, launcher, run, uninterrupted))
 

@@ -10,7 +10,8 @@ from job.storage.opening import open_storage
 from launcher.categories import Category
 from launcher.diagnosis import Diagnosis
 from launcher.manifest import Manifest, set_env, trainer
-from tests.cluster.node.conftest import Bench, wait_for
+from tests.cluster.conftest import until
+from tests.cluster.node.conftest import Bench
 
 
 def ended(bench: Bench, run: str) -> Diagnosis:
@@ -71,7 +72,7 @@ def test_a_pod_that_is_told_to_stop_before_its_first_step(bench: Bench, small: P
     """Through tini, as Kubernetes tells it, while the training stack is imported."""
     launcher = bench.launcher()
     run = launcher.launch(small).run_id
-    wait_for(lambda: launcher.status(run).stage == "train")
+    until(lambda: launcher.status(run).stage == "train")
     assert launcher.status(run).step is None
     launcher.cancel(run)
     keys, storage = RunKeys(run), open_storage(bench.root)
