@@ -246,8 +246,12 @@ def last_tenth(losses: list[float]) -> float:
     return sum(tail) / len(tail)
 
 
+class EvaluationStopped(Exception):
+    """There is no time left for an evaluation."""
+
+
 class CountingTrainer(SFTTrainer):  # type: ignore[misc]
-    """Counts the tokens that go through the model, and those that the loss is taken on.
+    """Counts the tokens that go through the model, and those that the loss is taken on; its evaluations can be stopped.
 
     TRL's own count leaves out the padding-free path, and knows nothing of labels.
     """
@@ -264,6 +268,14 @@ class CountingTrainer(SFTTrainer):  # type: ignore[misc]
         )
         loss: torch.Tensor = super().training_step(model, inputs, *rest, **named)
         return loss
+
+    def evaluate(self, *given: Any, **named: Any) -> dict[str, float]:
+        """The metrics; none of an evaluation that was stopped."""
+        try:
+            metrics: dict[str, float] = super().evaluate(*given, **named)
+        except EvaluationStopped:
+            return {}
+        return metrics
 
     def counted_tokens(self) -> tuple[int, int]:
         """Tokens seen and trained on since the loop began, over all GPUs."""
@@ -360,22 +372,38 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
         every = self._training.save_steps
-        asked = bool(self._stop and self._stop.exists())
         due = (
-            asked
-            or bool(every and state.global_step % every == 0)
+            bool(every and state.global_step % every == 0)
             or time.monotonic() - self._saved >= self._training.save_seconds
         )
-        decided = [due, asked]
-        broadcast_object_list(decided)  # the first rank decides for all
-        due, asked = decided
-        if state.global_step >= state.max_steps:
-            return  # the adapter comes next
-        if due:
+        due, asked = self._agreed(due, self._asked)
+        if due and state.global_step < state.max_steps:  # else the adapter comes next
             control.should_save = True
         if asked:
-            self.stopped = control.should_training_stop = True
             control.should_evaluate = False  # there is no time for it
+            self._end_training(state, control)
+
+    def on_prediction_step(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
+        [asked] = self._agreed(self._asked)
+        if asked:
+            self._end_training(state, control)
+            raise EvaluationStopped
+
+    def _end_training(self, state: Any, control: Any) -> None:
+        """Lets training end with a checkpoint, unless its last step is taken: then the adapter comes next."""
+        if state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    @property
+    def _asked(self) -> bool:
+        """Whether this process has been asked to stop."""
+        return bool(self._stop and self._stop.exists())
+
+    def _agreed(self, *decided: bool) -> list[bool]:
+        """What the first rank decides for all."""
+        agreed = list(decided)
+        broadcast_object_list(agreed)
+        return agreed
 
     def on_save(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
         self._trainer.accelerator.wait_for_everyone()  # each rank has written its random state

@@ -1,10 +1,10 @@
-"""`finetune`: the command line. The only module that prints: the answer to stdout, progress to stderr."""
+"""`finetune`: the command line. What it prints, printing.py puts in form: the answer to stdout, progress to stderr."""
 
 import functools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +15,10 @@ import click
 from job.contract.errors import JobError
 from job.contract.exits import Exit
 from launcher.library import TEMPLATE, Launcher
+from launcher.printing import answer, bytes_bar, draw, log_to_stderr, say_changes, show_status, warn
 
 # All else is imported by the command that needs it: `finetune --help` and completion answer at once.
 if TYPE_CHECKING:
-    from job.contract.model import Document
-    from job.storage import Progress
     from launcher.model_adding import AddedFile
     from launcher.status import RunStatus
 
@@ -72,7 +71,7 @@ def site_flags(command: Callable[..., None]) -> Callable[..., None]:
     )
     @functools.wraps(command)
     def with_site(*given: Any, runs: str | None, template: Path, access: Any = (), **named: Any) -> None:
-        _log_to_stderr()
+        log_to_stderr()
         command(*given, launcher=Launcher(runs, template, **dict(access)), **named)
 
     return with_site
@@ -142,7 +141,7 @@ def validate(config: Path, launcher: Launcher) -> None:
     for reject in rows.rejects:
         click.echo(f"left out: {reject}", err=True)
     for warning in rows.warnings:
-        _warn(warning)
+        warn(warning)
     counts = f"{rows.train.rows:,} rows to train on" + (f", {rows.eval.rows:,} to evaluate" if rows.eval else "")
     click.echo(f"{config} is valid: {counts}; it would be the run {run_id}")
 
@@ -189,7 +188,7 @@ def launch(
     prepared = launcher.prepare(config, again, freeze == "pod", resume)
     if dry_run:
         planned = launcher.try_out(prepared, resume)
-        _answer(planned, output, planned.run_id, f"{planned.run_id} {planned.message}")
+        answer(planned, output, planned.run_id, f"{planned.run_id} {planned.message}")
         return
     click.echo(prepared.run_id, err=True)  # before anything is created: a fresh run has no other name to be found by
     launched = launcher.submit(prepared, resume)
@@ -199,7 +198,7 @@ def launch(
         _wait(launcher, launched.run_id, timeout, start_timeout, output)
     else:
         status = launcher.status(launched.run_id)
-        _show_status(status, output)
+        show_status(status, output)
         if not status.terminal:
             click.echo(f"`finetune watch {launched.run_id}` follows it", err=True)
         elif status.artifacts:
@@ -212,7 +211,7 @@ def launch(
 @output
 def status(run: str, launcher: Launcher, output: str | None) -> None:
     """Tell how a run is."""
-    _show_status(launcher.status(run), output)
+    show_status(launcher.status(run), output)
 
 
 @cli.command()
@@ -236,8 +235,8 @@ def watch(run: str, timeout: float | None, start_timeout: float | None, launcher
     from launcher.tables import status_line
 
     with _detaching(run):
-        statuses = launcher.watch(run, timeout, start_timeout, _warn)
-        last = _draw(statuses) if sys.stdout.isatty() else _say_changes(statuses, err=False)
+        statuses = launcher.watch(run, timeout, start_timeout, warn)
+        last = draw(statuses) if sys.stdout.isatty() else say_changes(statuses, err=False)
     if sys.stdout.isatty():
         click.echo(status_line(last))
     _end_as(last)
@@ -273,7 +272,7 @@ def why(run: str, launcher: Launcher, output: str | None) -> None:
     if found is None:
         click.echo("null" if output in ("json", "yaml") else "" if output == "name" else f"nothing keeps {run}")
         return
-    _answer(found, output, found.category, found.text)
+    answer(found, output, found.category, found.text)
 
 
 @cli.command()
@@ -298,9 +297,9 @@ def list_(name: str | None, limit: int, selector: str | None, launcher: Launcher
     overdue: list[str] = []
     lines, now = launcher.list(name, limit, selector, overdue.append), datetime.now(UTC)
     names = "\n".join(line.status.run_id for line in lines)
-    _answer(lines, output, names, runs_table(lines, now, output == "wide") if lines else "no runs")
+    answer(lines, output, names, runs_table(lines, now, output == "wide") if lines else "no runs")
     for run in overdue:
-        _warn(f"{run} has been pending for long: `finetune why {run}`")
+        warn(f"{run} has been pending for long: `finetune why {run}`")
 
 
 @cli.command()
@@ -310,7 +309,7 @@ def list_(name: str | None, limit: int, selector: str | None, launcher: Launcher
 @site_flags
 def pull(what: str, only: str | None, to: Path, launcher: Launcher) -> None:
     """Fetch a run's artifacts, each verified; run it again to go on after a cut."""
-    with _bytes_bar() as (progress, of_bytes):
+    with bytes_bar() as (progress, of_bytes):
         pulled = launcher.pull(what, to, only, progress, of_bytes)
     click.echo(f"{pulled.moved_bytes:,} bytes fetched, {pulled.kept_bytes:,} were there", err=True)
     for path in pulled.files:
@@ -341,7 +340,7 @@ def schedules(launcher: Launcher, output: str | None) -> None:
 
     lines = launcher.schedules()
     text = schedules_table(lines, datetime.now(UTC)) if lines else "no schedules"
-    _answer(lines, output, "\n".join(line.name for line in lines), text)
+    answer(lines, output, "\n".join(line.name for line in lines), text)
 
 
 @cli.command()
@@ -363,7 +362,7 @@ def model() -> None:
 @click.argument("to")
 def add_model(source: str, to: str) -> None:
     """Bring a base model from hf://org/model[@revision] or a directory into the store; again to go on after a cut."""
-    _log_to_stderr()
+    log_to_stderr()
     launcher = Launcher()
     found = launcher.find_model(source)
     size = sum(file.size for file in found.files)
@@ -376,7 +375,7 @@ def add_model(source: str, to: str) -> None:
             told = {"event": "sent" if sent else "kept", "file": name, "bytes": file.size, "sha256": file.sha256}
             click.echo(json.dumps(told), err=True)
 
-    with _bytes_bar() as (progress, of_bytes):
+    with bytes_bar() as (progress, of_bytes):
         added = launcher.add_model(found, to, progress, of_bytes, on_file)
     click.echo(f"{added.sent_bytes:,} bytes added, {added.kept_bytes:,} were there", err=True)
     click.echo(added.uri)
@@ -392,7 +391,7 @@ def doctor(launcher: Launcher, output: str | None) -> None:
 
     checks = launcher.doctor()
     failed = "\n".join(check.name for check in checks if check.ok is False)
-    _answer(checks, output, failed, checks_table(checks))
+    answer(checks, output, failed, checks_table(checks))
     raise click.exceptions.Exit(code_of(checks))
 
 
@@ -407,37 +406,11 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "finetune", "_FINETUNE_COMPLETE").source())
 
 
-def _answer(found: "Document | Sequence[Document]", output: str | None, name: str, text: str) -> None:
-    """Prints an answer in the form that was asked for."""
-    if output in ("json", "yaml"):
-        body = (
-            [each.model_dump(mode="json") for each in found]
-            if isinstance(found, Sequence)
-            else found.model_dump(mode="json")
-        )
-        if output == "json":
-            click.echo(json.dumps(body))
-            return
-        import yaml
-
-        click.echo(yaml.safe_dump(body, sort_keys=False, width=120), nl=False)
-        return
-    click.echo(name if output == "name" else text)
-
-
-def _show_status(status: "RunStatus", output: str | None) -> None:
-    from launcher.tables import status_line
-
-    line = status_line(status)
-    told = f"{line}  {status.resolution}".rstrip() if output == "wide" else line
-    _answer(status, output, status.run_id, "\n".join((told, *(f"  {uri}" for uri in status.artifacts.values()))))
-
-
 def _wait(launcher: Launcher, run: str, timeout: float | None, start_timeout: float | None, output: str | None) -> None:
     """Waits for the end of a run, tells each change, and exits as it ended."""
     with _detaching(run):
-        ended = _say_changes(launcher.watch(run, timeout, start_timeout, _warn), err=True)
-    _show_status(ended, output)
+        ended = say_changes(launcher.watch(run, timeout, start_timeout, warn), err=True)
+    show_status(ended, output)
     _end_as(ended)
 
 
@@ -451,63 +424,6 @@ def _detaching(run: str) -> Iterator[None]:
             f"detached: {run} goes on. `finetune watch {run}` comes back, `finetune cancel {run}` ends it", err=True
         )
         raise click.exceptions.Exit(DETACHED) from None
-
-
-def _say_changes(statuses: "Iterable[RunStatus]", err: bool) -> "RunStatus":
-    """A line for each status that differs; the last status. To stderr only what comes before the answer on stdout."""
-    from launcher.tables import status_line
-
-    said = None
-    for status in statuses:
-        if (line := status_line(status)) != said and not (err and status.terminal):
-            click.echo(line, err=err)
-            said = line
-    return status
-
-
-def _draw(statuses: "Iterable[RunStatus]") -> "RunStatus":
-    """A bar that moves with the run; the last status."""
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    words = TextColumn("{task.description} [dim]{task.fields[told]}")
-    with Progress(words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), transient=True) as bars:
-        bar = bars.add_task("", total=None, told="")
-        for status in statuses:
-            stage = f" {status.stage}" if status.stage else ""
-            loss = f" loss {status.loss:.3f}" if status.loss is not None else ""
-            told = escape(status.message) if status.step is None else f"attempt {status.attempt}{loss}"
-            bars.update(bar, description=f"{status.run_id} [bold]{status.phase}[/]{stage}", told=told)
-            bars.update(bar, completed=status.step or 0, total=status.of)
-    return status
-
-
-@contextmanager
-def _bytes_bar() -> "Iterator[tuple[Progress, Progress]]":
-    """What tells of bytes that move, and of how many there are; a bar where somebody watches."""
-    from rich import progress
-    from rich.console import Console
-
-    columns = (
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
-        bar = bars.add_task("")
-        yield (lambda moved: bars.advance(bar, moved)), (lambda size: bars.update(bar, total=size))
-
-
-def _log_to_stderr() -> None:
-    """What the rooms of the job log, such as a store that is asked again; stdout carries the answer alone."""
-    import structlog
-
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-
-
-def _warn(message: str) -> None:
-    click.secho(message, fg="yellow", err=True)
 
 
 def _end_as(status: "RunStatus") -> None:

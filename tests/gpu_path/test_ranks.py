@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from job.children import train_command
-from job.contract.errors import BugError
+from job.contract.errors import BugError, InterruptedRun
 from job.contract.events import Loaded, Saved, Step
 from job.contract.events import Trained as TrainedEvent
 from job.contract.plan import Plan
@@ -38,11 +38,25 @@ def test_two_ranks_train_as_one_that_accumulates(
     kinds = [type(event) for event in ranks.events]
     first_alone = [kinds.count(kind) for kind in (Loaded, Step, Saved, TrainedEvent)]
     assert first_alone == [1, STEPS, 1, 1], "the first rank alone tells"
-    [checkpoint] = scratch.checkpoints.iterdir()
-    assert {path.name for path in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    assert random_states(scratch) == [0, 1]
     assert {path.name for path in scratch.root.glob("*adapter*")} == {"adapter"}, "and alone writes"
     assert Path(plan.train_rows).stat().st_mtime_ns == rows, "the rows were prepared once"
     assert not list(scratch.trainer.rglob("*.arrow"))
+
+
+def test_ranks_that_are_asked_to_stop_do_so_after_the_same_step(plan: Plan, scratch: Scratch) -> None:
+    scratch.stop.touch()
+    asked = plan.model_copy(update={"stop": str(scratch.stop)})
+    with pytest.raises(InterruptedRun, match=f"after step 1 of {STEPS}"):
+        run_ours(train_command(scratch.plan, plan.gpus), asked, scratch)
+    assert random_states(scratch) == [0, 1]
+    assert not scratch.adapter.exists()
+
+
+def random_states(scratch: Scratch) -> list[int]:
+    """The ranks whose random states are in the one checkpoint."""
+    [checkpoint] = scratch.checkpoints.iterdir()
+    return sorted(int(path.stem.removeprefix("rng_state_")) for path in checkpoint.glob("rng_state*"))
 
 
 def test_ranks_that_do_not_train_together_are_a_bug(plan: Plan, scratch: Scratch) -> None:

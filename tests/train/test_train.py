@@ -6,6 +6,7 @@ import pickle
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,28 @@ def test_training_that_is_asked_to_stop_leaves_a_checkpoint_and_no_adapter(base:
     assert (saved.step, Path(saved.directory, "trainer_state.json").exists()) == (1, True)
     assert not of_kind(events, Trained)
     assert not scratch.adapter.exists()
+
+
+@pytest.mark.parametrize("steps", [20, 1], ids=["in training", "after the last step"])
+def test_an_evaluation_that_is_asked_to_stop_ends_at_once(steps: int, base: Path, tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "scratch")
+    config = tiny_config(base, {"max_steps": steps, "eval_steps": 1, "per_device_eval_batch_size": 1})
+    plan = tiny_plan(scratch, base, config).model_copy(update={"stop": str(scratch.stop)})
+    write_rows(scratch.rows / "eval.arrow", [([3] * 30, [3] * 30)] * 20_000)
+    events: list[Event] = []
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Step):  # what it does next is to evaluate
+            scratch.stop.touch()
+
+    is_last = steps == 1
+    with nullcontext() if is_last else pytest.raises(InterruptedRun, match="after step 1 of 20"):
+        end_of("from job import train; train.train(plan, teller)", plan, scratch, on_event)
+    assert [step.step for step in of_kind(events, Step)] == [1]
+    assert not of_kind(events, Evaluated)
+    assert [saved.step for saved in of_kind(events, Saved)] == ([] if is_last else [1])
+    assert scratch.adapter.exists() == is_last
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
