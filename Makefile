@@ -18,14 +18,14 @@ SITE = [ ! -f build/cluster/environment ] || . build/cluster/environment; .venv/
 
 # Each folder of tests/ is a room. What is in no other tier is a unit test, so that none is left out.
 TRAIN := $(addprefix tests/,train export job demo)
-UNIT := $(filter-out $(TRAIN) tests/gpu_path tests/cluster tests/soak,$(patsubst %/,%,$(wildcard tests/*/)))
+UNIT := $(filter-out $(TRAIN) tests/reliability tests/gpu_path tests/cluster tests/soak,$(patsubst %/,%,$(wildcard tests/*/)))
 
 # Tests that mostly wait, for a server, a process, a moment; and those whose processes import the training stack for long.
 # Threads that spin while they wait would take the other one's processor.
 SIDE_BY_SIDE := --numprocesses=3 --dist=worksteal
 TWO_AT_A_TIME := --numprocesses=2 --dist=loadfile
 
-.PHONY: help install lint format test test-unit test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all test-image soak gpu-smoke demo run image image-pin cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule model-add doctor llama-cpp config-docs bench clean
+.PHONY: help install lint format test test-unit test-reliability test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all test-image soak gpu-smoke demo run image image-pin cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule model-add doctor llama-cpp config-docs bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,10 +42,13 @@ format: $(INSTALLED) ## let ruff format the tree
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-test: test-unit test-cluster test-train test-gpu-path ## all tests
+test: test-unit test-reliability test-cluster test-train test-gpu-path ## all tests
 
 test-unit: $(INSTALLED) ## the tests that train nothing
 	.venv/bin/pytest $(SIDE_BY_SIDE) $(UNIT)
+
+test-reliability: $(INSTALLED) ## runs that are killed, told to stop, raced and starved at any moment
+	.venv/bin/pytest --numprocesses=2 --dist=worksteal tests/reliability
 
 test-train: $(INSTALLED) ## the tests that finetune a model, on this machine's CPU
 	OMP_WAIT_POLICY=PASSIVE .venv/bin/pytest $(TWO_AT_A_TIME) $(TRAIN)

@@ -380,7 +380,6 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         if due and state.global_step < state.max_steps:  # else the adapter comes next
             control.should_save = True
         if asked:
-            control.should_evaluate = False  # there is no time for it
             self._end_training(state, control)
 
     def on_prediction_step(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
@@ -391,6 +390,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
 
     def _end_training(self, state: Any, control: Any) -> None:
         """Lets training end with a checkpoint, unless its last step is taken: then the adapter comes next."""
+        control.should_evaluate = False  # there is no time for it, nor for another one
         if state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
 

@@ -87,7 +87,7 @@ def test_a_zombie(stand_in: Make, large_base: str, seaweed: str, uninterrupted: 
 
 
 def test_a_job_elsewhere_leaves_a_run_that_is_alive_alone(stand_in: Make) -> None:
-    run = stand_in(seconds=0.5)
+    run = stand_in(seconds=4)  # so it still trains when the other one, on a busy machine, has come to look
     north = {"FINETUNE_SITE": "north", "FINETUNE_NAMESPACE": "team-a", "FINETUNE_POD": "tiny-x7k2p"}
     here = run.beside("here", FINETUNE_JOB_UID="u1", **north)
     there = run.beside("there", FINETUNE_JOB_UID="u2", FINETUNE_SITE="south", FINETUNE_STALE_SECONDS=PATIENCE)
