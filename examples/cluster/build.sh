@@ -6,6 +6,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"/{bin,kubernetes/device_plugin,containerd} && cd "$1"
 version=v1.37.2
+exec {lock}>lock && flock "$lock" # tests side by side ask for it at the same time, and one of them builds
 built=built-$(cat "$here"/{build.sh,go_mod.py,device_plugin/main.go,pause.c} | sha256sum | cut -c1-16)
 [[ -f $built ]] && exit 0
 echo "Building Kubernetes $version, once: 10 minutes on two cores" >&2
