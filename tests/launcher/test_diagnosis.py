@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.contract.documents import Artifacts, Cancelled, Claim, Lease, Outcome, Result
+from job.contract.documents import Cancelled, Claim, Lease, Outcome, Result
 from job.contract.exits import Exit
 from launcher.categories import Category
 from launcher.diagnosis import Diagnosis, diagnose
 from launcher.manifest import ENDED_BECAUSE
 from launcher.runs import RunDocuments
-from tests.results import SUMMARY
+from tests.results import result
 
 Json = dict[str, Any]
 
@@ -27,19 +27,7 @@ RECORDERS = ("cluster/test_diagnosis.py", "cluster/node/test_diagnosis.py")
 STATUSES = {path.stem: path for path in (HERE / "recorded").glob("*.json")}
 STEMS = sorted(STATUSES)
 RUN = "bot-0123456789"
-RESULT = Result(
-    run_id=RUN,
-    spec_sha256="0" * 64,
-    attempt=1,
-    artifacts=Artifacts(),
-    train=SUMMARY,
-    seconds_by_stage={},
-    gpu_seconds=0.0,
-    versions={},
-    image=None,
-    code_version="1",
-    code_revision=None,
-)
+RESULT = result(run_id=RUN)
 
 
 def read(stem: str) -> Json:

@@ -13,19 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.contract.config import Dataset, Recipe, Training
 from job.contract.documents import (
     Artifact,
     Artifacts,
     Cancelled,
     Claim,
-    FrozenDataset,
-    FrozenModel,
     Latest,
     Lease,
     Outcome,
     Result,
-    Spec,
 )
 from job.contract.errors import DataError, JobError, NoInputError, PermissionDenied, TakenError, UsageError
 from job.contract.keys import RunKeys, latest_key
@@ -36,7 +32,7 @@ from job.storage.opening import open_storage
 from job.storage.s3_client import forget_client
 from launcher.pulling import KINDS, path_of, pull, run_of
 from tests.conftest import ROOT
-from tests.results import SUMMARY
+from tests.results import result, spec
 from tests.storage.faulty_s3 import Answer, Request, Send, faulty_s3, says
 
 RUN = "bot-0123456789"
@@ -56,39 +52,16 @@ def artifact(kind: str, name: str, body: bytes, run_id: str = RUN) -> Artifact:
     return Artifact(key=key, size=len(body), sha256=sha256_hex(body))
 
 
-def result_of(artifacts: Artifacts, run_id: str = RUN, same_as: str | None = None) -> Result:
-    return Result(
-        run_id=run_id,
-        spec_sha256="a" * 64,
-        attempt=1,
-        same_as=same_as,
-        artifacts=artifacts,
-        train=SUMMARY,
-        seconds_by_stage={},
-        gpu_seconds=0.0,
-        versions={},
-        image=None,
-        code_version="1",
-        code_revision=None,
-    )
-
-
-def spec_of(name: str) -> bytes:
-    recipe = Recipe(name=name, base_model="/base", dataset=Dataset(train="/rows"), training=Training(max_steps=1))
-    model, rows = FrozenModel(uri="/base", files=()), FrozenDataset(train=())
-    return canonical_bytes(Spec(recipe=recipe, gpus=0, base_model=model, dataset=rows, image=None, code_version="1"))
-
-
 def publish(storage: Storage, files: dict[str, dict[str, bytes]], name: str = "bot") -> Result:
     """A run that made these files."""
     made = {kind: tuple(artifact(kind, *file) for file in bodies.items()) for kind, bodies in files.items()}
     for kind, bodies in files.items():
         for one, body in zip(made[kind], bodies.values(), strict=True):
             storage.put(one.key, body)
-    result = result_of(Artifacts(**made))
-    storage.put(KEYS.spec, spec_of(name))
-    storage.put(KEYS.result, canonical_bytes(result))
-    return result
+    whole = result(run_id=RUN, artifacts=Artifacts(**made))
+    storage.put(KEYS.spec, canonical_bytes(spec(name)))
+    storage.put(KEYS.result, canonical_bytes(whole))
+    return whole
 
 
 @pytest.fixture(params=["s3", "directory"])
@@ -203,8 +176,8 @@ def test_a_night_on_which_nothing_changed_gives_the_files_of_the_run_that_made_t
     storage: Storage, finished: Result, out: Path
 ) -> None:
     night = "nightly-29384756"
-    same = result_of(finished.artifacts, night, same_as=RUN)
-    storage.put(RunKeys(night).spec, spec_of("bot"))
+    same = result(run_id=night, artifacts=finished.artifacts, same_as=RUN)
+    storage.put(RunKeys(night).spec, canonical_bytes(spec()))
     storage.put(RunKeys(night).result, canonical_bytes(same))
     assert pull(storage, night, out, "q4_k_m").run_id == night
     assert on_disk(out) == {"gguf/bot.Q4_K_M.gguf": EVERYTHING["gguf/bot.Q4_K_M.gguf"]}
@@ -248,7 +221,7 @@ def test_an_object_that_was_replaced_is_refused_and_gets_no_name(
 
 def test_an_object_that_has_gone_is_named(storage: Storage, out: Path) -> None:
     gone = artifact("lora", "gone", b"")
-    storage.put(KEYS.result, canonical_bytes(result_of(Artifacts(lora=(gone,)))))
+    storage.put(KEYS.result, canonical_bytes(result(run_id=RUN, artifacts=Artifacts(lora=(gone,)))))
     with pytest.raises(NoInputError, match=f"{gone.key} has gone"):
         pull(storage, RUN, out)
     assert on_disk(out) == {}
@@ -268,7 +241,7 @@ def test_a_run_without_a_result_tells_how_far_it_came(storage: Storage, out: Pat
 
     storage.put(KEYS.config, b"frozen by the first attempt")
     assert "no attempt has begun" in told()
-    storage.put(KEYS.spec, spec_of("bot"))
+    storage.put(KEYS.spec, canonical_bytes(spec()))
     assert f"`finetune status {RUN}`" in told()
     storage.put(KEYS.attempt(1).claim, canonical_bytes(Claim(attempt=1, spec_sha256="a" * 64, owner="o", site="paris")))
     assert "attempt 1 (site paris) was last heard of" in told()
@@ -309,7 +282,7 @@ def test_a_key_that_leads_elsewhere_is_refused_before_anything_is_fetched(
 ) -> None:
     strange = Artifact(key=key, size=1, sha256="a" * 64)
     artifacts = finished.artifacts.model_copy(update={"lora": (*finished.artifacts.lora, strange)})
-    storage.put(KEYS.result, canonical_bytes(result_of(artifacts)))
+    storage.put(KEYS.result, canonical_bytes(result(run_id=RUN, artifacts=artifacts)))
     for only in (None, "report"):
         with pytest.raises(DataError, match=r"key|names"):
             pull(storage, RUN, out, only)

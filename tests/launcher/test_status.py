@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.contract.documents import Artifacts, Cancelled, Claim, Lease, Outcome, Result
+from job.contract.documents import Cancelled, Claim, Lease, Outcome
 from job.contract.model import canonical_bytes
 from launcher.manifest import ENDED_BECAUSE
 from launcher.runs import RunDocuments
 from launcher.status import Phase, RunStatus, ended_by_store, read_status
-from tests.results import SUMMARY
+from tests.results import SUMMARY, result
 
 Json = dict[str, Any]
 
@@ -22,19 +22,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LONG_AGO, JUST_NOW = "2026-03-01T09:00:00Z", "2026-03-01T11:59:50Z"
 RUN = "bot-0123456789"
 
-RESULT = Result(
-    run_id=RUN,
-    spec_sha256="0" * 64,
-    attempt=1,
-    artifacts=Artifacts(),
-    train=SUMMARY.model_copy(update={"steps": 60, "train_loss": 0.5}),
-    seconds_by_stage={},
-    gpu_seconds=0.0,
-    versions={},
-    image=None,
-    code_version="1",
-    code_revision=None,
-)
+RESULT = result(run_id=RUN, train=SUMMARY.model_copy(update={"steps": 60, "train_loss": 0.5}))
 OUTCOME = Outcome(code=71, name="DEVICE", stage="train", step=7, message="no GPU", resolution="Drain the node.")
 CANCELLED = Cancelled(by="ada", at=NOW, job_uid="ours", attempt=2)
 NOTHING = RunDocuments(

@@ -4,31 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from job.contract.documents import Artifact, Artifacts, Latest, Result, Spec
+from job.contract.documents import Artifacts, Latest, Result, Spec
 from job.contract.errors import DataError, TakenError
 from job.contract.keys import latest_key
-from job.contract.model import canonical_bytes, sha256_hex
+from job.contract.model import canonical_bytes
 from job.run import Run, finish, finished, put_result, put_spec
-from tests.results import SUMMARY
-
-
-def result_of(run: Run) -> Result:
-    """A run with one artifact, published."""
-    stat = run.storage.put(f"{run.keys.attempt(1).artifacts('lora')}weights", b"weights")
-    artifact = Artifact(key=stat.key, size=7, sha256=sha256_hex(b"weights"), checksum=stat.checksum)
-    return Result(
-        run_id=run.run_id,
-        spec_sha256=run.spec_sha256,
-        attempt=1,
-        artifacts=Artifacts(lora=(artifact,)),
-        train=SUMMARY,
-        seconds_by_stage={"train": 1.0},
-        gpu_seconds=0.0,
-        versions={},
-        image=None,
-        code_version="1",
-        code_revision=None,
-    )
+from tests.results import result_of
 
 
 def done(run: Run) -> Result:
