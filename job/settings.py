@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     }
     for flag, help_text in text.items():
         parser.add_argument(flag, help=help_text)
-    parser.add_argument("--check", action="store_true", help="do everything that comes before training, write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="do everything that comes before training, write only a probe"
+    )
     parser.add_argument("--again", action="store_true", help="a fresh run of a spec that has run before")
     return parser
 

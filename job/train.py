@@ -379,18 +379,18 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         due, asked = self._agreed(due, self._asked)
         if due and state.global_step < state.max_steps:  # else the adapter comes next
             control.should_save = True
-        if asked:
+        if asked:  # an evaluation that is due is begun all the same: it draws from the random state that is kept
             self._end_training(state, control)
 
     def on_prediction_step(self, args: SFTConfig, state: Any, control: Any, **_: Any) -> None:
         [asked] = self._agreed(self._asked)
         if asked:
+            control.should_evaluate = False  # else it is begun again at once
             self._end_training(state, control)
             raise EvaluationStopped
 
     def _end_training(self, state: Any, control: Any) -> None:
         """Lets training end with a checkpoint, unless its last step is taken: then the adapter comes next."""
-        control.should_evaluate = False  # there is no time for it, nor for another one
         if state.global_step < state.max_steps:
             self.stopped = control.should_save = control.should_training_stop = True
 

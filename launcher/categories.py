@@ -205,6 +205,6 @@ def facts(run: Evidence) -> dict[str, Any]:
         "silence": run.silence,
         "code": run.exit_code,
         "again": again,
-        "or_wait": "" if ended else ", or wait until others have ended",
+        "or_wait": f", or {again} as it is once others have ended" if ended else ", or wait until others have ended",
         "go_on": run.going_on if ended else f"{next_one} goes on from the newest checkpoint",
     }

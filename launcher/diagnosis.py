@@ -157,7 +157,12 @@ def _newest_step(events: Sequence[Json]) -> Json | None:
     # Whatever is told of a pod comes after its making, also when that is told later.
     making = {f"Created pod: {at(event, 'involvedObject', 'name')}" for event in of_pods}
     steps = [e for e in events if e in of_pods or (at(e, "reason") in _STEPS and _message(e) not in making)]
-    return _last([event for event in steps if not _NOISE.match(_message(event))])
+    return _last([event for event in steps if not _NOISE.match(_message(event)) and not _is_another_pull(event)])
+
+
+def _is_another_pull(event: Json) -> bool:
+    """Whether an image is pulled once more: until it is there, what was said of the first try holds."""
+    return at(event, "reason") == "Pulling" and (at(event, "count") or 1) > 1
 
 
 def _by_event(event: Json | None) -> _Cause | None:

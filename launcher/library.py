@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from launcher.status import RunStatus
 
 TEMPLATE = Path("k8s/job.yaml")
-# For which a store that does not answer is asked again: a person waits, for an answer or while files move.
+# For which a store that does not answer is asked again: a person waits, for an answer or for what takes long anyway.
 _ASKING_SECONDS, _MOVING_SECONDS = 15, 60
 
 
@@ -75,6 +75,13 @@ class Launcher:
         return open_storage(self._root, _ASKING_SECONDS)
 
     @property
+    def _patient_storage(self) -> "Storage":
+        """The same for what takes long: files that move, a log that is followed."""
+        from job.storage.opening import open_storage
+
+        return open_storage(self._root, _MOVING_SECONDS)
+
+    @property
     def _root(self) -> str:
         """Where runs are kept."""
         from launcher.manifest import PLACEHOLDER, env_of
@@ -83,7 +90,7 @@ class Launcher:
         if root and root != PLACEHOLDER:
             return root
         raise UsageError(
-            f"no root of runs: {self._template_path} has none of a site",
+            f"no root of runs: FINETUNE_RUNS in {self._template_path} is missing or the one that it ships with",
             "Give --runs, or set FINETUNE_RUNS here or in the site's Job template (--template).",
         )
 
@@ -113,22 +120,26 @@ class Launcher:
             freeze_in_pod: leave the inputs to the pod, where the launcher may not read them.
             resume: with `again`, the newest of the fresh runs instead of another one.
         """
+        from job.storage.opening import hurried
         from launcher import launching
 
         given = (self.template, self.storage, self.submitter, again, freeze_in_pod, resume)
-        return launching.prepare(_read(config), str(config), *given)
+        with hurried(_ASKING_SECONDS):
+            return launching.prepare(_read(config), str(config), *given)
 
     def validate(self, config: Path) -> "tuple[str, Rows]":
         """Checks a config, its inputs and every row, as the job would, and where there is a cluster the right to launch.
 
         The run id, and what the rows are.
         """
+        from job.storage.opening import hurried
         from launcher.validating import check_right, check_rows
 
         prepared = self.prepare(config)
         with suppress(UsageError, UnavailableError):  # a config can be checked far from any cluster
             check_right(self.cluster)
-        return prepared.run_id, check_rows(prepared.spec)
+        with hurried(_MOVING_SECONDS):
+            return prepared.run_id, check_rows(prepared.spec)
 
     def try_out(self, prepared: "Prepared", resume: bool = False) -> "LaunchPlan":
         """What `submit` would do, the Job judged by the API server; raises what that would raise. Nothing is written."""
@@ -193,7 +204,9 @@ class Launcher:
 
         if self._ended(run):
             return logs.stored(self.storage, run)
-        return (logs.follow if follow else logs.so_far)(self.cluster, self.storage, run)
+        if follow:
+            return logs.follow(self.cluster, self._patient_storage, run)
+        return logs.so_far(self.cluster, self.storage, run)
 
     def why(self, run: str) -> "Diagnosis | None":
         """What keeps a run, or a schedule's nights, from going on; None when nothing does."""
@@ -224,10 +237,9 @@ class Launcher:
             progress: is told of the bytes that move.
             of_bytes: is told once, before, of how many there are.
         """
-        from job.storage.opening import open_storage
         from launcher.pulling import pull
 
-        return pull(open_storage(self._root, _MOVING_SECONDS), what, to, only, progress, of_bytes)
+        return pull(self._patient_storage, what, to, only, progress, of_bytes)
 
     def schedule(self, config: Path, cron: str, time_zone: str | None = None, dry_run: bool = False) -> "Scheduled":
         """Makes a config a CronJob, or changes the one that its model line has.
@@ -262,9 +274,11 @@ class Launcher:
         Args:
             source: `hf://organisation/name[@revision]`, a directory, or a prefix of a store.
         """
+        from job.storage.opening import hurried
         from launcher.model_adding import find
 
-        return find(source)
+        with hurried(_ASKING_SECONDS):
+            return find(source)
 
     def add_model(
         self,

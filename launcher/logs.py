@@ -51,7 +51,7 @@ def follow(cluster: Cluster, storage: Storage, run_id: str, pace: Pace = _PACE) 
 
     Raises:
         NoInputError: there is no such run.
-        UnavailableError: the API server or the store cannot be reached, for minutes.
+        UnavailableError: the API server cannot be reached for minutes, or the store for as long as it is to be asked.
     """
     run = _Run(cluster, storage, run_id, pace)
     while True:

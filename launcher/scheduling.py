@@ -15,7 +15,7 @@ from job.contract.config import Compute
 from job.contract.config_file import parse_config
 from job.contract.errors import ConfigError, NoInputError, TakenError
 from job.contract.keys import config_key
-from job.contract.model import Document, sha256_hex
+from job.contract.model import Document
 from job.storage import Storage
 from launcher.cluster import Cluster
 from launcher.cron import DEFAULT_ZONE, check_cron, slots
@@ -26,7 +26,6 @@ from launcher.manifest import PREFIX, SELECTOR, Manifest, fill, is_ours
 CONFIG_URI = f"{PREFIX}config-uri"
 """The annotation that names a schedule's config."""
 
-_MAX_NAME, _HASH_DIGITS = 52, 8  # Kubernetes adds a dash and the time to a CronJob's name
 _NIGHT_HOURS = 23  # a night that is stuck ends before the next one of a daily schedule
 _STARTING_DEADLINE_SECONDS = 7200
 _STARTED = "SuccessfulCreate"
@@ -114,7 +113,7 @@ def schedule(
     config = parse_config(config_bytes, source)
     times = check_cron(cron, time_zone, datetime.now(UTC))
     night = Night(
-        name=schedule_name(config.name),
+        name=config.name,  # of 52 characters at most: Kubernetes adds a dash and the time
         model=config.name,
         cron=cron,
         time_zone=time_zone,
@@ -143,12 +142,8 @@ def unschedule(name: str, cluster: Cluster) -> None:
     Raises:
         NoInputError: the launcher made none of that name.
     """
-    found = cluster.get_cronjob(schedule_name(name))
-    if (
-        found is None
-        or not is_ours(found)
-        or not cluster.delete_cronjob(found["metadata"]["name"], found["metadata"]["uid"])
-    ):
+    found = cluster.get_cronjob(name)
+    if found is None or not is_ours(found) or not cluster.delete_cronjob(name, found["metadata"]["uid"]):
         raise NoInputError(f"there is no schedule {name} in {cluster.namespace}", "A schedule has its config's name.")
 
 
@@ -158,13 +153,6 @@ def schedules(cluster: Cluster) -> list[ScheduleLine]:
         read_schedule(cronjob, cluster.events(cronjob["metadata"]["uid"]), datetime.now(UTC))
         for cronjob in cluster.cronjobs(SELECTOR)
     ]
-
-
-def schedule_name(name: str) -> str:
-    """A CronJob's name for a model line: the line's own, or where that is too long its beginning and a hash of it."""
-    if len(name) <= _MAX_NAME:
-        return name
-    return f"{name[: _MAX_NAME - _HASH_DIGITS - 1].rstrip('-')}-{sha256_hex(name.encode())[:_HASH_DIGITS]}"
 
 
 def night_name(name: str, time: datetime) -> str:

@@ -224,6 +224,15 @@ def test_a_pause_between_two_pulls_is_no_progress() -> None:
     assert category(told, pulls | pauses) == Category.IMAGE_PULL
 
 
+def test_another_try_to_pull_does_not_hide_why_the_one_before_failed() -> None:
+    told = read("image_pull-ended")
+    [pulling] = [event for event in told["events"] if event["reason"] == "Pulling"]
+    pulling |= {"count": 3, "lastTimestamp": told["now"]}
+    found = diagnosed(told)
+    assert found
+    assert (found.category, "Failed to pull" in found.said) == (Category.IMAGE_PULL, True)
+
+
 def test_a_warning_after_which_the_kubelet_goes_on_is_no_cause() -> None:
     told = read("container_cannot_start-mount")
     warned = {"reason": "MissingClusterDNS", "type": "Warning", "message": "no DNS", "lastTimestamp": AFTER}
