@@ -56,7 +56,7 @@ test-train: $(INSTALLED) ## the tests that finetune a model, on this machine's C
 # As root and with podman these tests build the image that ships, and then those of that image can run, too.
 BUILT = $(if $(and $(filter 0,$(shell id -u)),$(shell command -v podman)),localhost/finetune-trainer:debian)
 test-cluster: $(INSTALLED) ## the launcher on a real Kubernetes; as root with a node, and with podman the image that ships
-	$(if $(BUILT),$(PYTHON) -m examples.cluster image)
+	$(if $(TEST_KUBECONFIG),,$(PYTHON) -m examples.cluster build)
 	.venv/bin/pytest $(SIDE_BY_SIDE) tests/cluster --ignore=tests/cluster/node
 	FINETUNE_TEST_IMAGE=$(BUILT) .venv/bin/pytest tests/cluster/node $(if $(BUILT),tests/image/test_built.py)
 

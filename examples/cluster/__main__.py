@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from examples.cluster import standin, trainer
+from examples.cluster.control_plane import binaries
 from examples.cluster.images import StoredImage
 from examples.cluster.machine import machine
 from examples.cluster.network import remove_abandoned
@@ -22,17 +24,17 @@ DIRECTORY = Path("build/cluster")
 
 
 def main(argv: Sequence[str]) -> int:
-    """`up` and `down`, `run`, the process in between, and `image`, which makes the trainer's and no cluster."""
+    """`up` and `down`, `run`, the process in between, and `build`, which makes what a cluster needs and no cluster."""
     parser = argparse.ArgumentParser(prog="python -m examples.cluster")
-    parser.add_argument("command", choices=["up", "run", "down", "image"])
+    parser.add_argument("command", choices=["up", "run", "down", "build"])
     parser.add_argument("directory", nargs="?", type=Path, default=DIRECTORY, help=f"all that is kept [{DIRECTORY}]")
     parser.add_argument("--stand-in", action="store_true", help="a trainer that only pretends, there in half a minute")
     flags = parser.parse_args(argv)
     directory: Path = flags.directory.absolute()
     if flags.command == "down":
         return down(directory)
-    if flags.command == "image":
-        print(build_image().name)
+    if flags.command == "build":
+        build(flags.stand_in)
         return 0
     return {"up": up, "run": run}[flags.command](directory, flags.stand_in)
 
@@ -73,6 +75,7 @@ def run(directory: Path, stand_in: bool) -> int:
     ready.unlink(missing_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     (directory / "machine").mkdir(parents=True, exist_ok=True)
+    build(stand_in)
     if lacking := missing():
         print(f"no node, pods stay Pending: this takes {lacking}", flush=True)
     try:
@@ -91,6 +94,16 @@ def run(directory: Path, stand_in: bool) -> int:
             (directory / name).unlink(missing_ok=True)
         shutil.rmtree(directory / "machine", ignore_errors=True)
     return 0
+
+
+def build(stand_in: bool) -> None:
+    """Builds what is not there yet of Kubernetes and the trainer's image, side by side: on first use both take minutes."""
+    with ThreadPoolExecutor() as builders:
+        parts: list[Future[object]] = [builders.submit(binaries)]
+        if not stand_in and os.geteuid() == 0 and not trainer.missing():
+            parts.append(builders.submit(build_image))
+        for part in parts:
+            part.result()
 
 
 def bring_image(node: Node, stand_in: bool) -> str:
