@@ -17,7 +17,8 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 SITE = [ ! -f build/cluster/environment ] || . build/cluster/environment; .venv/bin/finetune
 
 # Each folder of tests/ is a room. What is in no other tier is a unit test, so that none is left out.
-TRAIN := $(addprefix tests/,train export job demo)
+# The longest first, so that none is left to one processor at the end.
+TRAIN := $(addprefix tests/,demo job export train)
 UNIT := $(filter-out $(TRAIN) tests/reliability tests/gpu_path tests/cluster tests/soak,$(patsubst %/,%,$(wildcard tests/*/)))
 
 # Tests that mostly wait, for a server, a process, a moment; and those whose processes import the training stack for long.

@@ -172,7 +172,7 @@ def killed(start: Pod, reached: Reached) -> Log:
 @pytest.mark.timeout(4 * 3600 if SOAK else 3600)  # each start imports the training stack
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_adapter(pod: Make, undisturbed: Undisturbed) -> None:
     draw = random.Random(0)  # 30 draws: 9 of them pass a checkpoint, the second is the first one that does
-    points = [in_stage("download"), *(trained_for(draw.randint(1, 13)) for _ in range(30 if SOAK else 3))]
+    points = [in_stage("download"), *(trained_for(draw.randint(1, 13)) for _ in range(30 if SOAK else 10))]
     if SOAK:
         points += [in_stage("export"), in_stage("export", "exporting")]
     start = pod(TRAINING, lora=LORA, export={"gguf": ["f16"] if SOAK else []})
