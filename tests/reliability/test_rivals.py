@@ -2,11 +2,12 @@
 
 import signal
 import threading
+import time
 from collections.abc import Mapping
 
 import pytest
 
-from job.contract.documents import Lease
+from job.contract.documents import STALE_SECONDS, Lease
 from job.contract.exits import Exit
 from job.contract.keys import RunKeys
 from job.storage.opening import open_storage
@@ -14,7 +15,7 @@ from tests.cluster.node.attempts import adapter, attempts
 from tests.job.conftest import wait_for_training
 from tests.reliability.conftest import Make, Uninterrupted
 from tests.reliability.reader import Reader
-from tests.reliability.starts import SOAK, Process, send
+from tests.reliability.starts import SOAK, Process, kill, send
 from tests.storage.faulty_s3 import Answer, Request, Send, faulty_s3, only
 
 RACERS = 20 if SOAK else 6
@@ -103,3 +104,24 @@ def test_a_job_elsewhere_leaves_a_run_that_is_alive_alone(stand_in: Make) -> Non
     done = there.start()
     assert (done.code, done.events("attempt")) == (0, [])
     assert open_storage(here.root).head(RunKeys(here.run).attempt(2).claim) is None
+
+
+@pytest.mark.skipif(not SOAK, reason="it waits for minutes")
+def test_with_the_intervals_that_ship(stand_in: Make, uninterrupted: Uninterrupted) -> None:
+    """Nothing is scaled: a heartbeat every 30 s, and another Job's pod that waits until the last one is 90 s old."""
+    run = stand_in(seconds=15)
+    shipped = {"FINETUNE_HEARTBEAT_SECONDS": "30", "FINETUNE_STALE_SECONDS": str(STALE_SECONDS)}
+    first, second = (run.beside(name, FINETUNE_JOB_UID=name, **shipped) for name in ("first", "second"))
+    with Reader(first.root) as reader:
+        holder = first.process()
+        wait_for_training(first, 1)
+        kill(holder)
+        killed = time.monotonic()
+        holder.communicate()
+        ended = second.start()
+        claimed = time.monotonic() - killed
+    assert ended.code == 0, ended.printed
+    assert claimed > STALE_SECONDS - 30, "the last heartbeat was at most so old"
+    assert [attempt.code for attempt in attempts(reader.storage, run.run)] == [None, 0]
+    assert adapter(reader.storage, run.run) == uninterrupted.adapter
+    assert len(reader.marks("result.json")) == 1

@@ -9,7 +9,7 @@ from launcher.evidence import has_ended
 from launcher.kube import Json
 from launcher.manifest import Manifest, set_env, trainer
 from launcher.status import Phase
-from tests.cluster.conftest import until
+from tests.cluster.conftest import SECONDS, until
 from tests.cluster.node.attempts import Attempt, assert_whole, kept
 from tests.cluster.node.conftest import TRAINING, Bench
 
@@ -31,7 +31,7 @@ def few_failures(template: Manifest) -> None:
 
 def ends_whole(bench: Bench, launcher: Launcher, run: str, uninterrupted: str, attempt: int = 2) -> list[Attempt]:
     """The attempts of a run that comes to its end by this one, none of them counted as a failure."""
-    ended = launcher.wait(run, timeout=180)
+    ended = launcher.wait(run, timeout=SECONDS)
     assert (ended.phase, ended.attempt) == (Phase.SUCCEEDED, attempt), ended
     until(lambda: condition(bench, run, "Complete"))
     job = bench.cluster.get_job(run)

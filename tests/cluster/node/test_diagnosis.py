@@ -11,7 +11,7 @@ from job.storage.opening import open_storage
 from launcher.categories import Category
 from launcher.kube import Json
 from launcher.manifest import Manifest, set_env, trainer
-from tests.cluster.conftest import until
+from tests.cluster.conftest import SECONDS, until
 from tests.cluster.node.conftest import Bench, Change
 from tests.cluster.recording import recorded
 
@@ -219,7 +219,7 @@ def test_promise_17_a_bad_image_ends_within_the_start_timeout(bench: Bench) -> N
     launcher = bench.launcher(image("localhost/nobody-has-it:1"))
     run = launcher.launch(bench.config()).run_id
     recorded("image_pull", bench.cluster, run, root(bench), words="says: “failed to pull")
-    ended = launcher.wait(run, timeout=60, start_timeout=3)
+    ended = launcher.wait(run, timeout=SECONDS, start_timeout=3)
     assert ended.phase == "Failed"
     assert "no pod of it ran within 3 s" in ended.message
     found = launcher.why(run)

@@ -13,7 +13,7 @@ from job.storage.opening import open_storage
 from launcher.deciding import RunFailed
 from launcher.manifest import trainer
 from launcher.status import Phase
-from tests.cluster.conftest import post, until
+from tests.cluster.conftest import SECONDS, post, until
 from tests.cluster.node.attempts import attempts, kept
 from tests.cluster.node.conftest import TRAINING, Bench
 from tests.cluster.node.interrupted import assert_stopped_and_resumed, ends_whole, living_pods, trains
@@ -55,7 +55,7 @@ def test_suspended_and_resumed(bench: Bench, uninterrupted: str) -> None:
 def test_a_deadline_and_launch_resume(bench: Bench, uninterrupted: str) -> None:
     launcher, run = trains(bench)
     bench.kubectl("patch", "job", run, "-p", '{"spec": {"activeDeadlineSeconds": 1}}')
-    failed = launcher.wait(run, timeout=60)
+    failed = launcher.wait(run, timeout=SECONDS)
     assert (failed.phase, failed.reason) == (Phase.FAILED, "DeadlineExceeded")
     again = launcher.launch(bench.directory / "bot.yaml", resume=True)
     assert (again.run_id, again.created) == (run, True)
@@ -66,7 +66,7 @@ def test_a_failure_and_launch_resume_with_more_memory(bench: Bench, uninterrupte
     launcher = bench.launcher()
     training = TRAINING | {"save_steps": 1}
     run = launcher.launch(bench.config("exit 79", training=training)).run_id
-    failed = launcher.wait(run, timeout=90)
+    failed = launcher.wait(run, timeout=SECONDS)
     assert (failed.phase, failed.exit_code) == (Phase.FAILED, Exit.GPU_OOM)
     more = bench.config("exit 79", training=training, compute={"memory_gib": 0.75})
     with pytest.raises(RunFailed, match="Failed"):
