@@ -4,26 +4,26 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
-from job.contract.errors import JobError, KilledError, UsageError
-from job.settings import read_settings
-
+_END_SECONDS = 3
 _LAST_WORDS_SECONDS = 5
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the job; the exit code is of the table."""
+    # SIGTERM waits until somebody can answer it. So whatever takes long to import comes after this.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    from job.contract.errors import JobError, KilledError, UsageError
+    from job.settings import read_settings
+
     try:
         settings = read_settings(argv)
     except UsageError as error:
         print(f"{error.message}. {error.resolution}", file=sys.stderr)
-        return tell_usage(error)
+        tell_usage(error)
+        return error.code
 
-    # SIGTERM waits until somebody can answer it; the imports come after --help, which should cost nothing.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    import structlog
+    import structlog  # as all that follows, after --help, which should cost nothing
 
     from job.logs import choose_renderer, configure
 
@@ -40,12 +40,12 @@ def main(argv: Sequence[str]) -> int:
     stages = Stages()
     ended_by: BaseException | None = None
 
-    def give_up(why: str) -> NoReturn:
+    def give_up(why: str) -> None:
         """Ends the process without unwinding. Does not log: the signal may have come while a line was written."""
         outcome = outcome_of(KilledError(why, "", signal.SIGTERM), stages)
         write_termination_message(settings.termination_log, outcome)
-        end_running()
-        interruption.last_words(outcome, _LAST_WORDS_SECONDS)
+        end_running(settings.hurried(_END_SECONDS))
+        interruption.last_words(outcome, settings.hurried(_LAST_WORDS_SECONDS))
         os._exit(outcome.code)
 
     interruption = Interruption(settings.grace_seconds, give_up)
@@ -74,14 +74,15 @@ def main(argv: Sequence[str]) -> int:
     return outcome.code
 
 
-def tell_usage(error: UsageError) -> int:
+def tell_usage(error: BaseException) -> None:
     """The ending of a start that never began."""
+    from pathlib import Path
+
     from job.outcome import outcome_of, write_termination_message
     from job.stages import Stages
 
     path = os.environ.get("FINETUNE_TERMINATION_LOG", "/dev/termination-log")
     write_termination_message(Path(path), outcome_of(error, Stages()))
-    return error.code
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
 
@@ -38,7 +38,7 @@ def claim(run: Run, settings: Settings, now: datetime) -> int | None:
     Args:
         run: whose attempt.
         settings: who claims, and after how long a silence an attempt counts as dead.
-        now: the store's clock.
+        now: what the store's clock says as this begins.
 
     Returns:
         The number; None when the attempt that was waited for has come to the run's result.
@@ -47,17 +47,24 @@ def claim(run: Run, settings: Settings, now: datetime) -> int | None:
         TakenError: while another Job's attempt lives.
         BugError: our Job has had enough attempts.
     """
+    clock = _going_on(now)
     ours = Claim(attempt=1, spec_sha256=run.spec_sha256, owner=uuid.uuid4().hex, **asdict(settings.site))
     while True:
         number = _newest(run, ours.attempt)
         if number:
-            _wait_until_over(run, number, settings, now)
+            _wait_until_over(run, number, settings, clock)
             if run.storage.head(run.keys.result):
                 return None
             assert_bounded(run, number, settings)
         ours = ours.model_copy(update={"attempt": number + 1})
         if run.storage.put_if_absent(run.keys.attempt(number + 1).claim, canonical_bytes(ours)):
             return number + 1
+
+
+def _going_on(now: datetime) -> Callable[[], datetime]:
+    """A clock that says `now`, and from there on goes by what passes here."""
+    began = time.monotonic()
+    return lambda: now + timedelta(seconds=time.monotonic() - began)
 
 
 def _newest(run: Run, start: int = 1) -> int:
@@ -68,13 +75,12 @@ def _newest(run: Run, start: int = 1) -> int:
     return number
 
 
-def _wait_until_over(run: Run, number: int, settings: Settings, now: datetime) -> None:
-    """Returns when attempt `number` is over: it told its outcome, or its heartbeat has gone stale."""
+def _wait_until_over(run: Run, number: int, settings: Settings, clock: Callable[[], datetime]) -> None:
+    """Returns when attempt `number` is over: it told its outcome, or its heartbeat has gone stale by the store's clock."""
     keys = run.keys.attempt(number)
-    began = time.monotonic()
     beat = _last_beat(run, keys)
-    age = (now - beat.last_modified).total_seconds()
-    while run.storage.head(keys.outcome) is None and age + time.monotonic() - began < settings.stale_seconds:
+    stale_at = beat.last_modified + timedelta(seconds=settings.stale_seconds)
+    while run.storage.head(keys.outcome) is None and clock() < stale_at:
         time.sleep(min(1.0, settings.stale_seconds / 10))
         newest = _last_beat(run, keys)
         if newest.etag != beat.etag:

@@ -25,7 +25,6 @@ _AFTER_SECONDS = 10  # how long a process that a child left behind is listened t
 _LONGEST_TURN_SECONDS = 1  # of listening; what is beyond it was something else, such as an upload or a frozen pod
 _LONGEST_LINE = 1 << 20  # bytes; a bar that is drawn over and over has no line end
 _LAST_WORDS = 8  # lines that a crash is told with
-_HURRIED_SECONDS = 3
 _running: set[subprocess.Popen[bytes]] = set()
 
 
@@ -144,10 +143,14 @@ def _end(process: subprocess.Popen[bytes], seconds: float) -> None:
             process.wait(seconds)
 
 
-def end_running() -> None:
-    """Ends whatever children there are, within seconds: for an ending that does not unwind."""
+def end_running(seconds: float) -> None:
+    """Ends whatever children there are: for an ending that does not unwind.
+
+    Args:
+        seconds: for how long a child that was asked to end is waited for, and then once more when it is killed.
+    """
     for process in list(_running):
-        _end(process, _HURRIED_SECONDS)
+        _end(process, seconds)
 
 
 def _listen(process: subprocess.Popen[bytes], listeners: dict[int, Callable[[str], None]], watchdog: Watchdog) -> None:

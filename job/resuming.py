@@ -18,7 +18,7 @@ from job.storage.transfer import download_all
 
 log = structlog.get_logger()
 
-_WHOLE = frozenset({"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"})
+_WHOLE = frozenset({"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "measured.json"})
 # The trainer loads these by `weights_only`. What else could be unpickled, the trainer never writes.
 _PICKLED = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_*.pth")
 _PLAIN = ("*.json", "*.safetensors", "*.jinja", "*.md", "*.txt", "*.model")
@@ -105,11 +105,18 @@ def _fetch_checkpoint(attempt: Attempt, number: int, step: int, fingerprint: Fin
     if changed := differences(theirs, ours):
         raise DataError(f"its fingerprint differs: {', '.join(changed)}")
     names = {file.key.removeprefix(keys.checkpoint(step)) for file in checkpoint.files}
-    if missing := sorted(_WHOLE - names):
+    if missing := sorted((_WHOLE | _random_states(fingerprint.world_size)) - names):
         raise DataError(f"it lacks {', '.join(missing)}")
     if foreign := sorted(name for name in names if not any(fnmatch.fnmatch(name, kind) for kind in _PICKLED + _PLAIN)):
         raise DataError(f"it holds {foreign[0]}, which no checkpoint of ours does")
     fetch(storage, checkpoint.files, keys.checkpoint(step), into)
+
+
+def _random_states(world_size: int) -> set[str]:
+    """Their names, as the trainer gives them. It goes on without one that is missing, but draws other numbers."""
+    if world_size == 1:
+        return {"rng_state.pth"}
+    return {f"rng_state_{rank}.pth" for rank in range(world_size)}
 
 
 def fetch(storage: Storage, files: tuple[Artifact, ...], prefix: str, into: Path) -> None:

@@ -58,6 +58,14 @@ class Settings:
     max_idle_attempts: int
     """Of one Job that end by themselves, one after the other, without progress."""
 
+    def hurried(self, seconds: float) -> float:
+        """For how long a thing may be waited for when the grace period is over: so long, or less if that was short.
+
+        The pod is killed a fifth of `grace_seconds` later (launcher/manifest.py). Three things are waited for until
+        then: children that are asked to end, the same being killed, and a store that is told.
+        """
+        return min(seconds, self.grace_seconds / 20)
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:

@@ -25,7 +25,7 @@ def test_a_pod_that_was_deleted_by_force_and_trains_on(bench: Bench, node: Node,
     wait_until_it_trains_on(bench, run)
     node.return_kubelet()
     [first, _] = ends_whole(bench, launcher, run, uninterrupted)
-    assert first.code in ENDINGS
+    assert first.code in ENDINGS, first.log[-5:]
 
 
 def test_a_node_that_comes_back(bench: Bench, node: Node, uninterrupted: str) -> None:
@@ -47,7 +47,7 @@ def test_a_node_that_is_given_up_and_comes_back(bench: Bench, node: Node, uninte
     bench.kubectl("taint", "node", NODE, f"{OUT_OF_SERVICE}-")
     node.return_kubelet()
     [first, _] = ends_whole(bench, launcher, run, uninterrupted)
-    assert first.code in ENDINGS
+    assert first.code in ENDINGS, first.log[-5:]
 
 
 def lose(bench: Bench, node: Node) -> None:

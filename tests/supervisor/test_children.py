@@ -121,7 +121,7 @@ def test_an_ending_that_does_not_unwind_takes_its_children_with_it(start: Start,
     def end() -> None:
         while not (note.exists() and note.read_text()):
             time.sleep(0.05)
-        end_running()
+        end_running(0.5)
 
     ender = threading.Thread(target=end)
     ender.start()

@@ -1,8 +1,11 @@
 """SIGTERM, sent to real processes."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +47,83 @@ def start() -> Start:
 def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
     out, _ = process.communicate(timeout=30)
     return process.returncode, out
+
+
+_JOB = """
+import runpy, sys
+{before}
+runpy.run_module("job", run_name="__main__")
+"""
+
+
+def job(before: str, place: Path, *flags: str, grace: float = 60) -> "tuple[subprocess.CompletedProcess[str], int]":
+    """A start of the job in a process that runs these lines first; how it ended, and the code that it told Kubernetes."""
+    told = place / "told"
+    ended = subprocess.run(
+        [sys.executable, "-c", _JOB.format(before=before), *flags],
+        env=os.environ | {"FINETUNE_TERMINATION_LOG": str(told), "FINETUNE_GRACE_SECONDS": str(grace)},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    return ended, json.loads(told.read_text())["code"] if told.exists() else 0
+
+
+def places(place: Path) -> list[str]:
+    return [arg for name in ("config", "runs", "scratch") for arg in (f"--{name}", str(place / name))]
+
+
+def told_at_import_of(module: str) -> str:
+    """Lines by which a process sends itself SIGTERM when it comes to import the module."""
+    return f"""
+import os, signal
+def tell(event, arguments):
+    if event == "import" and arguments[0] == {module!r}:
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.addaudithook(tell)
+"""
+
+
+@pytest.mark.parametrize("module", ["job.contract", "pydantic", "structlog", "job.supervisor"])
+def test_one_that_comes_while_a_start_still_imports_ends_it_before_it_does_anything(
+    module: str, tmp_path: Path
+) -> None:
+    ended, told = job(told_at_import_of(module), tmp_path, *places(tmp_path))
+    assert (ended.returncode, told) == (75, 75), ended.stdout + ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["told"]
+
+
+@pytest.mark.parametrize(("flag", "code"), [("--help", 0), ("--nonsense", 64)])
+def test_one_that_comes_while_flags_are_read_changes_no_ending_that_is_at_hand(
+    flag: str, code: int, tmp_path: Path
+) -> None:
+    ended, told = job(told_at_import_of("pydantic"), tmp_path, flag)
+    assert (ended.returncode, told) == (code, code), ended.stdout + ended.stderr
+
+
+def test_a_short_grace_period_leaves_time_for_ending_all_the_same(tmp_path: Path) -> None:
+    """The child is deaf, the run hangs and so does the store."""
+    hangs = """
+import os, signal, time, types
+def run(settings, stages, buffer, interruption):
+    from job.children import run_child
+    from pathlib import Path
+    def told(line):
+        print(time.monotonic(), flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    interruption.hold(lambda: None)
+    interruption.last_words = lambda outcome, seconds: time.sleep(seconds)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    place = settings.termination_log.parent
+    run_child([sys.executable, "-c", deaf], os.environ, place, place / "events", print, told)
+sys.modules["job.supervisor"] = types.SimpleNamespace(run=run)
+"""
+    ended, told = job(hangs, tmp_path, *places(tmp_path), grace=1)
+    over = time.monotonic()
+    assert (ended.returncode, told) == (143, 143), ended.stdout + ended.stderr
+    assert over - float(ended.stdout.splitlines()[-1]) < 4, "1 of these is the grace period, at most 0.15 what follows"
 
 
 def test_with_nothing_to_save_the_run_unwinds(start: Start) -> None:

@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import LogCapture
 
 from job.attempt import Attempt
-from job.contract.documents import Checkpoint, Published, Spec
+from job.contract.documents import Checkpoint, Fingerprint, Published, Spec
 from job.contract.model import canonical_bytes
 from job.logs import LogBuffer
 from job.publishing import publish_adapter, upload_verified
@@ -23,6 +23,7 @@ from tests.storage.faulty_s3 import faulty_s3, only, says
 from tests.supervisor.checkpoints import NAMES, fingerprint, saved
 
 Damage = Callable[[Path], object]
+WHOLE = (*NAMES, "measured.json")
 
 
 def attempt(run: Run, number: int) -> Attempt:
@@ -37,11 +38,21 @@ def two(run: Run, tmp_path: Path) -> Run:
     return run
 
 
-def put_checkpoint(run: Run, tmp_path: Path, number: int, step: int, torch: str = "2.6.0") -> None:
+def put_checkpoint(
+    run: Run,
+    tmp_path: Path,
+    number: int,
+    step: int,
+    theirs: Fingerprint | None = None,
+    random_states: tuple[str, ...] = ("rng_state.pth",),
+) -> None:
     directory = Path(saved(tmp_path / f"of-{number}", step).directory)
+    (directory / "rng_state.pth").unlink()
+    for name in ("measured.json", *random_states):
+        (directory / name).write_text(f"{name} of step {step}")
     keys = run.keys.attempt(number)
     files = upload_verified(directory, run.storage, keys.checkpoint(step), no_progress)
-    complete = Checkpoint(step=step, fingerprint=fingerprint(run, torch), files=files)
+    complete = Checkpoint(step=step, fingerprint=theirs or fingerprint(run), files=files)
     run.storage.put(keys.complete(step), canonical_bytes(complete))
 
 
@@ -50,8 +61,12 @@ def chosen(run: Run, tmp_path: Path) -> str | None:
     into = newest_checkpoint(attempt(run, 3), fingerprint(run), tmp_path / "into")
     if into is None:
         return None
-    assert sorted(path.name for path in into.iterdir()) == sorted(NAMES)
-    return (into / "optimizer.pt").read_text().removeprefix("optimizer.pt of ")
+    assert sorted(path.name for path in into.iterdir()) == sorted(WHOLE)
+    return step_of(into)
+
+
+def step_of(checkpoint: Path) -> str:
+    return (checkpoint / "optimizer.pt").read_text().removeprefix("optimizer.pt of ")
 
 
 def test_the_newest_of_any_attempt_is_gone_on_from(two: Run, tmp_path: Path, logged: LogCapture) -> None:
@@ -82,17 +97,30 @@ def refused(logged: LogCapture) -> str:
         pytest.param(lambda path: path.write_bytes(bytes(path.stat().st_size)), id="the same size"),
     ],
 )
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_damaged_one_is_passed_over(two: Run, tmp_path: Path, logged: LogCapture, name: str, damage: Damage) -> None:
     damage(tmp_path / "runs" / f"{two.keys.attempt(2).checkpoint(20)}{name}")
     assert chosen(two, tmp_path) == "step 10"
     assert f"{name} is not what was put there" in refused(logged)
 
 
-def test_one_of_another_stack_is_passed_over_and_it_is_told_why(run: Run, tmp_path: Path, logged: LogCapture) -> None:
-    put_checkpoint(run, tmp_path, 1, 10, torch="2.5.1")
+FOREIGN = {
+    "another spec": ({"spec_sha256": "0" * 64}, f"spec_sha256 was '{'0' * 64}' and is"),
+    "another version": ({"versions": {"torch": "2.5.1"}}, "versions.torch was '2.5.1' and is '2.6.0'"),
+    "a library more": ({"versions": {"torch": "2.6.0", "trl": "1"}}, "versions.trl was '1' and is None"),
+    "a library less": ({"versions": {}}, "versions.torch was None and is '2.6.0'"),
+    "another device": ({"device": "gpu"}, "device was 'gpu' and is 'cpu'"),
+    "more processes": ({"world_size": 2}, "world_size was 2 and is 1"),
+}
+
+
+@pytest.mark.parametrize(("theirs", "told"), FOREIGN.values(), ids=FOREIGN)
+def test_one_of_another_fingerprint_is_passed_over_and_it_is_told_why(
+    run: Run, tmp_path: Path, logged: LogCapture, theirs: dict[str, object], told: str
+) -> None:
+    put_checkpoint(run, tmp_path, 1, 10, fingerprint(run).model_copy(update=theirs))
     assert chosen(run, tmp_path) is None
-    assert "versions.torch was '2.5.1' and is '2.6.0'" in refused(logged)
+    assert refused(logged).startswith(f"its fingerprint differs: {told}")
     assert logged.entries[-1]["event"] == "starts from step 0"
 
 
@@ -104,10 +132,37 @@ def rewrite(run: Run, change: Callable[[Checkpoint], Checkpoint]) -> None:
     run.storage.put(key, canonical_bytes(change(Checkpoint.model_validate_json(found[0]))))
 
 
-def test_a_mark_that_lacks_a_file_is_refused(two: Run, tmp_path: Path, logged: LogCapture) -> None:
-    rewrite(two, lambda mark: mark.model_copy(update={"files": mark.files[:1]}))
+def lacking(mark: Checkpoint, name: str) -> Checkpoint:
+    return mark.model_copy(update={"files": tuple(file for file in mark.files if not file.key.endswith(f"/{name}"))})
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_mark_that_lacks_a_file_is_refused(two: Run, tmp_path: Path, logged: LogCapture, name: str) -> None:
+    rewrite(two, lambda mark: lacking(mark, name))
     assert chosen(two, tmp_path) == "step 10"
-    assert "it lacks optimizer.pt" in refused(logged)
+    assert refused(logged) == f"it lacks {name}"
+
+
+@pytest.mark.parametrize(
+    ("random_states", "step", "why"),
+    [
+        (("rng_state_0.pth", "rng_state_1.pth"), "step 20", []),
+        (("rng_state_0.pth",), "step 10", ["it lacks rng_state_1.pth"]),
+        (("rng_state_1.pth",), "step 10", ["it lacks rng_state_0.pth"]),
+        (("rng_state.pth",), "step 10", ["it lacks rng_state_0.pth, rng_state_1.pth"]),
+    ],
+    ids=["whole", "the first alone", "the second alone", "of one process"],
+)
+def test_each_process_needs_its_random_state(
+    run: Run, tmp_path: Path, logged: LogCapture, random_states: tuple[str, ...], step: str, why: list[str]
+) -> None:
+    of_two = fingerprint(run).model_copy(update={"world_size": 2})
+    put_checkpoint(run, tmp_path, 1, 10, of_two, ("rng_state_0.pth", "rng_state_1.pth"))
+    put_checkpoint(run, tmp_path, 2, 20, of_two, random_states)
+    into = newest_checkpoint(attempt(run, 3), of_two, tmp_path / "into")
+    assert into
+    assert step_of(into) == step
+    assert [entry["why"] for entry in logged.entries if entry["log_level"] == "warning"] == why
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "training_args.bin", "custom.pkl", "../optimizer.json"])

@@ -46,6 +46,14 @@ def test_bounds_are_the_contracts_unless_the_template_says_otherwise() -> None:
     assert (settings.max_attempts, settings.max_idle_attempts, settings.watchdog_seconds) == (5, 2, 1.5)
 
 
+@pytest.mark.parametrize("pod_seconds", [2, 25, 30, 120, 3600])
+def test_what_is_waited_for_after_the_grace_period_ends_before_the_pod_does(pod_seconds: int) -> None:
+    grace_seconds = pod_seconds * 5 // 6  # as launcher/manifest.py gives them to the job
+    settings = read_settings([], _REQUIRED | {"FINETUNE_GRACE_SECONDS": str(grace_seconds)})
+    assert 0 < 3 * settings.hurried(5) < pod_seconds - grace_seconds
+    assert settings.hurried(5) <= 5
+
+
 def ends_with(flags: list[str]) -> int | str | None:
     """0 for settings, else the code that the start ends with."""
     try:

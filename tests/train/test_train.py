@@ -139,13 +139,15 @@ class Planted:
         return Path.touch, (self._path,)
 
 
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_pickle_that_is_planted_in_a_checkpoint_does_not_run(
-    straight: tuple[Scratch, list[Event], str], base: Path, tmp_path: Path
+    straight: tuple[Scratch, list[Event], str], base: Path, tmp_path: Path, name: str
 ) -> None:
     [saved] = of_kind(straight[1], Saved)
     checkpoint = shutil.copytree(saved.directory, tmp_path / "checkpoint")
     assert not list(checkpoint.glob("*.bin")), "pickles that nobody reads are not kept"
-    (checkpoint / "optimizer.pt").write_bytes(pickle.dumps(Planted(tmp_path / "ran")))
+    assert (checkpoint / name).exists(), "else it is not what the trainer loads"
+    (checkpoint / name).write_bytes(pickle.dumps(Planted(tmp_path / "ran")))
     scratch = Scratch(tmp_path / "resumed")
     plan = tiny_plan(scratch, base, tiny_config(base, {"max_steps": 20}))
     with pytest.raises(DataError, match="more than tensors"):
