@@ -61,6 +61,8 @@ def run_child(work: Callable[[Plan, Teller], None], argv: Sequence[str]) -> int:
             work(plan, teller)
         except Exception as error:
             ending = ending_of(error, plan.recipe)
+            if not Path(path).exists():  # a kubelet that has forgotten a pod empties its volumes while it still runs
+                ending = LocalIOError(f"scratch was emptied: {error}", "The node has given this pod up.")
             if ending is not error or isinstance(error, BugError):  # nobody expected it
                 traceback.print_exception(error)
             teller.tell(Failed(code=ending.code, message=ending.message[:2000], resolution=ending.resolution))

@@ -77,7 +77,9 @@ def test_an_upload_hangs_while_the_run_is_told_to_stop(
             assert pod.left() == []
         reader.settle()
         assert ended.code == 128 + signal.SIGTERM, ended.printed
-        assert ended.outcome.message == "ended by SIGTERM: not everything could be saved within 5 s"
+        # Training that has stopped meanwhile waits as long for its checkpoint, and may be the one that tells.
+        told = ("not everything could be saved within 5 s", "its checkpoint was not kept")
+        assert ended.outcome.message.endswith(told)
         assert reader.marks(mark) == reader.marks("result.json") == reader.marks("latest.json") == []
 
         assert pod.finish() == uninterrupted.adapter

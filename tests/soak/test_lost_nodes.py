@@ -11,8 +11,9 @@ from tests.cluster.node.conftest import TRAINING, Bench
 from tests.cluster.node.interrupted import ends_whole, living_pods, trains
 
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
-ENDINGS = (Exit.INTERRUPTED, Exit.FENCED, None)
-"""Of an attempt whose pod Kubernetes has forgotten: told to stop, overtaken, or killed before it could tell."""
+ENDINGS = (Exit.INTERRUPTED, Exit.FENCED, Exit.IO, None)
+"""Of an attempt whose pod Kubernetes has forgotten: told to stop, overtaken, without its volumes, or killed before it could
+tell."""
 
 
 def test_a_pod_that_was_deleted_by_force_and_trains_on(bench: Bench, node: Node, uninterrupted: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from job.children import run_child, train_command
-from job.contract.errors import BugError, DataError, GpuOutOfMemory, InterruptedRun
+from job.contract.errors import BugError, DataError, GpuOutOfMemory, InterruptedRun, LocalIOError
 from job.contract.events import Alive, Evaluated, Event, Loaded, Sample, SampleText, Saved, Step, Trained, Training
 from job.contract.model import canonical_bytes
 from job.contract.plan import Plan
@@ -199,6 +199,14 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(BugError, match="the loss is nan at step 1"):
         train(tiny_plan(scratch, base, tiny_config(base, {"max_steps": 2})), scratch)
     assert not scratch.adapter.exists()
+
+
+def test_scratch_that_is_emptied_is_the_disks_fault(base: Path, tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "scratch")
+    plan = tiny_plan(scratch, base, tiny_config(base, {"max_steps": 2}))
+    work = f"import shutil; shutil.rmtree({str(scratch.root)!r}); open(plan.train_rows)"
+    with pytest.raises(LocalIOError, match=r"scratch was emptied: .*No such file"):
+        end_of(work, plan, scratch)
 
 
 def test_where_no_step_is_logged_it_tells_that_it_goes_on_and_the_last_step(base: Path, tmp_path: Path) -> None:
