@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 import urllib3
+import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
@@ -222,7 +223,13 @@ def connect(kubeconfig: str | None = None, context: str | None = None, user: str
                 namespace = _load(settings, None, None)
         else:
             namespace = _load(settings, kubeconfig, context)
-    except (ConfigException, OSError) as error:
+    except (
+        ConfigException,
+        OSError,
+        TypeError,
+        AttributeError,
+        yaml.YAMLError,
+    ) as error:  # as a file that is none has it
         path = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
         raise UsageError(
             f"no cluster: {path}: {error}", "Give --kubeconfig or --context, or set KUBECONFIG."

@@ -117,6 +117,7 @@ def prepare(
         model=config.name,
         spec_sha256=sha256_hex(canonical_bytes(spec)),
         run_uri=f"{storage.uri}/{RunKeys(run_id).prefix}",
+        runs=storage.uri,
         config_uri=f"{storage.uri}/{config_key(config_bytes)}",
         compute=config.compute,
         submitter=submitter,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from launcher.scheduling import Scheduled, ScheduleLine
     from launcher.status import RunStatus
 
+AnyPath = str | os.PathLike[str]
 TEMPLATE = Path("k8s/job.yaml")
 # For which a store that does not answer is asked again: a person waits, for an answer or for what takes long anyway.
 _ASKING_SECONDS, _MOVING_SECONDS = 15, 60
@@ -51,14 +52,14 @@ class Launcher:
     def __init__(
         self,
         runs: str | None = None,
-        template: Path = TEMPLATE,
+        template: AnyPath = TEMPLATE,
         kubeconfig: str | None = None,
         context: str | None = None,
         namespace: str | None = None,
         impersonate: str | None = None,
         submitter: str | None = None,
     ) -> None:
-        self._runs, self._template_path = runs or os.environ.get("FINETUNE_RUNS"), template
+        self._runs, self._template_path = runs or os.environ.get("FINETUNE_RUNS"), Path(template)
         self._access = kubeconfig, context, namespace, impersonate
         self._submitter = submitter
 
@@ -110,7 +111,7 @@ class Launcher:
             return f"uid {os.getuid()}"
 
     def prepare(
-        self, config: Path, again: bool = False, freeze_in_pod: bool = False, resume: bool = False
+        self, config: AnyPath, again: bool = False, freeze_in_pod: bool = False, resume: bool = False
     ) -> "Prepared":
         """Checks a config and freezes its inputs: the run that it would be, and its Job. Nothing is written.
 
@@ -127,7 +128,7 @@ class Launcher:
         with hurried(_ASKING_SECONDS):
             return launching.prepare(_read(config), str(config), *given)
 
-    def validate(self, config: Path) -> "tuple[str, Rows]":
+    def validate(self, config: AnyPath) -> "tuple[str, Rows]":
         """Checks a config, its inputs and every row, as the job would, and where there is a cluster the right to launch.
 
         The run id, and what the rows are.
@@ -148,7 +149,7 @@ class Launcher:
         return launching.try_out(prepared, self.storage, self.cluster, resume)
 
     def launch(
-        self, config: Path, again: bool = False, resume: bool = False, freeze_in_pod: bool = False
+        self, config: AnyPath, again: bool = False, resume: bool = False, freeze_in_pod: bool = False
     ) -> "Launched":
         """Submits a config as a Job; the same config twice is one run.
 
@@ -223,7 +224,7 @@ class Launcher:
     def pull(
         self,
         what: str,
-        to: Path,
+        to: AnyPath,
         only: str | None = None,
         progress: "Progress" = lambda _: None,
         of_bytes: "Progress" = lambda _: None,
@@ -239,9 +240,9 @@ class Launcher:
         """
         from launcher.pulling import pull
 
-        return pull(self._patient_storage, what, to, only, progress, of_bytes)
+        return pull(self._patient_storage, what, Path(to), only, progress, of_bytes)
 
-    def schedule(self, config: Path, cron: str, time_zone: str | None = None, dry_run: bool = False) -> "Scheduled":
+    def schedule(self, config: AnyPath, cron: str, time_zone: str | None = None, dry_run: bool = False) -> "Scheduled":
         """Makes a config a CronJob, or changes the one that its model line has.
 
         Args:
@@ -348,9 +349,9 @@ class Launcher:
         return list_runs(self.storage, cluster, name, limit, selector, on_overdue)
 
 
-def _read(config: Path) -> bytes:
+def _read(config: AnyPath) -> bytes:
     try:
-        return config.read_bytes()
+        return Path(config).read_bytes()
     except OSError as error:
         raise NoInputError(f"{config}: {error.strerror}", "Check the path of the config.") from error
 

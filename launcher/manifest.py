@@ -38,6 +38,8 @@ class Submission:
     """The model line."""
     spec_sha256: str
     run_uri: str
+    runs: str
+    """The root of runs."""
     config_uri: str
     compute: Compute
     submitter: str
@@ -55,6 +57,7 @@ def build_job(template: Manifest, submission: Submission) -> Manifest:
         template,
         submission.run_id,
         submission.model,
+        submission.runs,
         submission.config_uri,
         submission.compute,
         submission.submitter,
@@ -65,7 +68,14 @@ def build_job(template: Manifest, submission: Submission) -> Manifest:
 
 
 def fill(
-    template: Manifest, name: str, model: str, config_uri: str, compute: Compute, submitter: str, version: str
+    template: Manifest,
+    name: str,
+    model: str,
+    runs: str,
+    config_uri: str,
+    compute: Compute,
+    submitter: str,
+    version: str,
 ) -> Manifest:
     """A Job of the template with all that follows from a config; the template is left as it is.
 
@@ -73,6 +83,7 @@ def fill(
         template: the site's.
         name: the Job's, and the instance that its labels name.
         model: the model line.
+        runs: the root of runs, for its pods as for the launcher, whatever the template says.
         config_uri: where its pods find the config.
         compute: what the config asks for.
         submitter: who sends it, for the record.
@@ -102,6 +113,7 @@ def fill(
     if compute.queue:
         metadata["labels"][QUEUE] = compute.queue
         spec["suspend"] = True  # Kueue starts it, also when its webhook is down
+    set_env(container, "FINETUNE_RUNS", runs)
     set_env(container, "FINETUNE_CONFIG", config_uri)
     set_env(container, "FINETUNE_IMAGE", container["image"])  # a spec that a pod freezes names it as a launch's does
     before_telling = grace_seconds(job) * 5 // 6  # the rest is for telling how it ended

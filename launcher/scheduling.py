@@ -43,6 +43,8 @@ class Night:
     """The model line."""
     cron: str
     time_zone: str
+    runs: str
+    """The root of runs."""
     config_uri: str
     compute: Compute
     submitter: str
@@ -117,6 +119,7 @@ def schedule(
         model=config.name,
         cron=cron,
         time_zone=time_zone,
+        runs=storage.uri,
         config_uri=f"{storage.uri}/{config_key(config_bytes)}",
         compute=config.compute,
         submitter=submitter,
@@ -172,7 +175,8 @@ def build_cronjob(template: Manifest, night: Night) -> Manifest:
             f"compute.max_hours is {night.compute.max_hours:g}, and a night has less than 24",
             "Lower compute.max_hours, or launch this config by hand.",
         )
-    job = fill(template, night.name, night.model, night.config_uri, night.compute, night.submitter, night.version)
+    made_by = night.submitter, night.version
+    job = fill(template, night.name, night.model, night.runs, night.config_uri, night.compute, *made_by)
     metadata, spec = job["metadata"], job["spec"]
     spec["activeDeadlineSeconds"] = min(spec["activeDeadlineSeconds"], _NIGHT_HOURS * 3600)
     return {

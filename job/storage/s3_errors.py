@@ -33,7 +33,7 @@ _CREDENTIALS = (
     "Check the credentials that are given here: AWS_* variables, a profile, a web identity or a pod identity."
 )
 _KMS = "Give this identity kms:Decrypt and kms:GenerateDataKey on the bucket's key, and see that the key is enabled."
-_LATER = "Check AWS_ENDPOINT_URL_S3 and the network; the run can be started again."
+_LATER = "Check AWS_ENDPOINT_URL_S3 and the network, then try again."
 _REGION = "Set AWS_REGION to the bucket's region."
 _STORE = "Use a store that can do it, or the settings in the README that do without (FINETUNE_S3_CHECKSUM)."
 _CLOCK = "Set the machine's clock."

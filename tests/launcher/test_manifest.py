@@ -9,7 +9,7 @@ import yaml
 from job.contract.config import Compute
 from job.contract.errors import ConfigError
 from job.contract.exits import IGNORED_CODES, RETRIED_CODES
-from launcher.manifest import CONTAINER, SPEC_SHA256, Manifest, Submission, build_job, env_of, trainer
+from launcher.manifest import CONTAINER, PLACEHOLDER, SPEC_SHA256, Manifest, Submission, build_job, env_of, trainer
 from tests.conftest import ROOT
 
 
@@ -25,6 +25,7 @@ def submission(**compute: Any) -> Submission:
         model="bot",
         spec_sha256="a" * 64,
         run_uri="s3://b/runs/bot-0123456789/",
+        runs="s3://b",
         config_uri="s3://b/configs/c.yaml",
         compute=Compute(**compute),
         submitter="ada",
@@ -69,6 +70,11 @@ def test_what_follows_from_the_config_is_filled_in_and_the_rest_is_left(template
     pods = (job["spec"]["template"]["spec"], before["spec"]["template"]["spec"])
     assert pods[0]["securityContext"] == pods[1]["securityContext"]
     assert trainer(job)["securityContext"] == trainer(before)["securityContext"]
+
+
+def test_a_pod_keeps_its_runs_where_its_launcher_looks_for_them(template: Manifest) -> None:
+    assert env_of(template, "FINETUNE_RUNS") == PLACEHOLDER
+    assert env_of(build_job(template, submission()), "FINETUNE_RUNS") == "s3://b"
 
 
 def test_a_mig_resource_keeps_its_name(template: Manifest) -> None:

@@ -156,6 +156,13 @@ def test_a_result_ends_a_wait_that_has_never_reached_the_cluster(away: Cluster, 
     assert [status.phase for status in waiting] == [Phase.SUCCEEDED]
 
 
+@pytest.mark.parametrize("text", ["", "garbage", "clusters: [", "[]", "clusters: 1"])
+def test_a_kubeconfig_that_is_none_is_named(text: str, storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "kubeconfig").write_text(text)
+    with pytest.raises(UsageError, match=r"no cluster: .*/kubeconfig: "):
+        Launcher(storage.uri, kubeconfig=str(tmp_path / "kubeconfig")).status("bot-0123456789")
+
+
 def test_without_a_kubeconfig_the_store_alone_tells_a_run_that_has_ended(storage: Storage) -> None:
     launcher = Launcher(storage.uri, kubeconfig="/nowhere")
     run = begin(storage)
