@@ -36,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
     again = ("--again",) if flags.again else ()
     directory: Path = flags.directory.absolute()
 
+    if not flags.config.is_file():
+        parser.error(f"{flags.config}: there is no such file")
     if f"{ROOT}/" not in flags.config.read_text("utf-8"):
         runs = os.environ.get("FINETUNE_RUNS") or str(directory / "runs")
         return start_job(str(flags.config), runs, directory, os.environ, *again)
