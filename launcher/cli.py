@@ -270,7 +270,8 @@ def why(run: str, launcher: Launcher, output: str | None) -> None:
     """Say what keeps a run, or a schedule's nights, from going on: in whose words, and what to do."""
     found = launcher.why(run)
     if found is None:
-        click.echo("null" if output in ("json", "yaml") else "" if output == "name" else f"nothing keeps {run}")
+        if output != "name":
+            click.echo("null" if output in ("json", "yaml") else f"nothing keeps {run}")
         return
     answer(found, output, found.category, found.text)
 

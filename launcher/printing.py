@@ -30,7 +30,8 @@ def answer(found: "Document | Sequence[Document]", output: str | None, name: str
 
         click.echo(yaml.safe_dump(body, sort_keys=False, width=120), nl=False)
         return
-    click.echo(name if output == "name" else text)
+    if told := name if output == "name" else text:
+        click.echo(told)
 
 
 def show_status(status: "RunStatus", output: str | None) -> None:
