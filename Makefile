@@ -21,10 +21,10 @@ SITE = [ ! -f build/cluster/environment ] || . build/cluster/environment; .venv/
 TRAIN := $(addprefix tests/,demo job export train)
 UNIT := $(filter-out $(TRAIN) tests/reliability tests/gpu_path tests/cluster tests/soak,$(patsubst %/,%,$(wildcard tests/*/)))
 
-# Tests that mostly wait, for a server, a process, a moment; and those whose processes import the training stack for long.
-# Threads that spin while they wait would take the other one's processor.
-SIDE_BY_SIDE := --numprocesses=3 --dist=worksteal
-TWO_AT_A_TIME := --numprocesses=2 --dist=loadfile
+# Tests that mostly wait, for a server, a process, a moment.
+SIDE_BY_SIDE := .venv/bin/pytest --numprocesses=3 --dist=worksteal
+# Tests whose processes import the training stack. Threads that spin while they wait would take the other one's processor.
+TWO_AT_A_TIME := OMP_WAIT_POLICY=PASSIVE .venv/bin/pytest --numprocesses=2 --dist=loadfile
 
 .PHONY: help install lint format test test-unit test-reliability test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all test-image soak gpu-smoke demo run image image-pin cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule model-add doctor llama-cpp config-docs bench clean
 
@@ -46,26 +46,26 @@ format: $(INSTALLED) ## let ruff format the tree
 test: test-unit test-reliability test-cluster test-train test-gpu-path ## all tests
 
 test-unit: $(INSTALLED) ## the tests that train nothing
-	.venv/bin/pytest $(SIDE_BY_SIDE) $(UNIT)
+	$(SIDE_BY_SIDE) $(UNIT)
 
 test-reliability: $(INSTALLED) ## runs that are killed, told to stop, raced and starved at any moment
 	.venv/bin/pytest --numprocesses=2 --dist=worksteal tests/reliability
 
 test-train: $(INSTALLED) ## the tests that finetune a model, on this machine's CPU
-	OMP_WAIT_POLICY=PASSIVE .venv/bin/pytest $(TWO_AT_A_TIME) $(TRAIN)
+	$(TWO_AT_A_TIME) $(TRAIN)
 
 # As root and with podman these tests build the image that ships, and then those of that image can run, too.
 BUILT = $(if $(and $(filter 0,$(shell id -u)),$(shell command -v podman)),localhost/finetune-trainer:debian)
 test-cluster: $(INSTALLED) ## the launcher on a real Kubernetes; as root with a node, and with podman the image that ships
 	$(if $(TEST_KUBECONFIG),,$(PYTHON) -m examples.cluster build)
-	.venv/bin/pytest $(SIDE_BY_SIDE) tests/cluster --ignore=tests/cluster/node
+	$(SIDE_BY_SIDE) tests/cluster --ignore=tests/cluster/node
 	FINETUNE_TEST_IMAGE=$(BUILT) .venv/bin/pytest tests/cluster/node $(if $(BUILT),tests/image/test_built.py)
 
 record-diagnoses: $(INSTALLED) ## record anew what a cluster tells of runs that do not go on (tests/launcher/recorded)
 	FINETUNE_RECORD=1 .venv/bin/pytest tests/cluster/test_diagnosis.py tests/cluster/node/test_diagnosis.py
 
 test-gpu-path: $(INSTALLED) ## Unsloth's GPU path, emulated on the CPU (FINETUNE_TEST_GPU=1: on the card)
-	OMP_WAIT_POLICY=PASSIVE .venv/bin/pytest $(TWO_AT_A_TIME) tests/gpu_path --ignore=tests/gpu_path/all
+	$(TWO_AT_A_TIME) tests/gpu_path --ignore=tests/gpu_path/all
 
 test-gpu-path-all: $(INSTALLED) ## the same, with bfloat16, answers, the merge, and planted errors
 	.venv/bin/pytest tests/gpu_path

@@ -1,4 +1,4 @@
-"""Runs are through whatever becomes of the connection, on a real API server behind one that misbehaves."""
+"""Runs are followed whatever becomes of the connection, on a real API server behind one that misbehaves."""
 
 import copy
 import time
