@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from examples.cluster import standin, trainer
@@ -75,15 +75,15 @@ def run(directory: Path, stand_in: bool) -> int:
     ready.unlink(missing_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     (directory / "machine").mkdir(parents=True, exist_ok=True)
-    build(stand_in)
+    image = build(stand_in)
     if lacking := missing():
         print(f"no node, pods stay Pending: this takes {lacking}", flush=True)
     try:
         with machine(directory / "machine", directory / "s3", ROOT.removeprefix("s3://")) as running:
             print("the control plane and S3 answer", flush=True)
-            image = bring_image(running.node, stand_in) if running.node else standin.IMAGE
+            name = bring_image(running.node, image) if running.node else standin.IMAGE
             print("bringing in k8s/base and the demo's inputs", flush=True)
-            environment = furnish(running, directory / "site", image)
+            environment = furnish(running, directory / "site", name)
             (directory / "environment").write_text(
                 "".join(f"export {each}={text}\n" for each, text in environment.items())
             )
@@ -96,24 +96,25 @@ def run(directory: Path, stand_in: bool) -> int:
     return 0
 
 
-def build(stand_in: bool) -> None:
-    """Builds what is not there yet of Kubernetes and the trainer's image, side by side: on first use both take minutes."""
+def build(stand_in: bool) -> StoredImage | None:
+    """Builds what is not there yet of Kubernetes and the trainer's image, side by side: on first use both take minutes.
+
+    The image that ships; None where a stand-in takes its place.
+    """
     with ThreadPoolExecutor() as builders:
-        parts: list[Future[object]] = [builders.submit(binaries)]
-        if not stand_in and os.geteuid() == 0 and not trainer.missing():
-            parts.append(builders.submit(build_image))
-        for part in parts:
-            part.result()
+        kubernetes = builders.submit(binaries)
+        built = None if stand_in or os.geteuid() or trainer.missing() else builders.submit(build_image)
+        kubernetes.result()
+        return built.result() if built else None
 
 
-def bring_image(node: Node, stand_in: bool) -> str:
-    """Brings the trainer's image to a node, the one that ships unless asked otherwise; its name."""
+def bring_image(node: Node, image: StoredImage | None) -> str:
+    """Brings the trainer's image to a node, a stand-in where there is none; its name."""
     if lacking := trainer.missing():
         print(f"the trainer is a stand-in, which trains nothing: the real one takes {lacking}", flush=True)
-    if stand_in or lacking:
+    if image is None:
         node.load(standin.build(node.directory / "stand-in.tar"))
         return standin.IMAGE
-    image = build_image()
     node.lend(image)
     return image.name
 
