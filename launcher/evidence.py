@@ -270,10 +270,13 @@ def ended(job: Json) -> str | None:
 
 
 def happened(event: Json | None) -> datetime:
-    """When an event was last seen, in whichever field its source told that."""
+    """The second in which an event was last seen, in whichever field its source told that.
+
+    Most sources tell no more than the second: one that does would stand behind what came of it.
+    """
     fields = (("series", "lastObservedTime"), ("lastTimestamp",), ("eventTime",), ("metadata", "creationTimestamp"))
     told = (moment(at(event, *field)) for field in fields)
-    return next((time for time in told if time), datetime.min.replace(tzinfo=UTC))
+    return next((time.replace(microsecond=0) for time in told if time), datetime.min.replace(tzinfo=UTC))
 
 
 def _created(pod: Json) -> str:

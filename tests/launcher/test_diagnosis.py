@@ -233,6 +233,18 @@ def test_another_try_to_pull_does_not_hide_why_the_one_before_failed() -> None:
     assert (found.category, "Failed to pull" in found.said) == (Category.IMAGE_PULL, True)
 
 
+def test_all_that_happens_within_a_second_stays_in_its_order() -> None:
+    """The scheduler tells microseconds, and the kubelet the second alone."""
+    told = read("image_pull-ended")
+    [scheduled] = [event for event in told["events"] if event["reason"] == "Scheduled"]
+    second = scheduled["eventTime"].partition(".")[0]
+    for event in told["events"]:
+        if event is not scheduled:
+            event |= {"count": 1, "firstTimestamp": f"{second}Z", "lastTimestamp": f"{second}Z"}
+    told["events"].sort(key=lambda event: event["metadata"]["name"])  # as the API server lists them
+    assert category(told) == Category.IMAGE_PULL
+
+
 def test_a_warning_after_which_the_kubelet_goes_on_is_no_cause() -> None:
     told = read("container_cannot_start-mount")
     warned = {"reason": "MissingClusterDNS", "type": "Warning", "message": "no DNS", "lastTimestamp": AFTER}
