@@ -287,7 +287,7 @@ def cancel(run: str, launcher: Launcher) -> None:
 
 @cli.command("list")
 @click.argument("name", required=False)
-@click.option("--limit", default=20, show_default=True)
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("-l", "--selector", help="labels of the Jobs, as kubectl's")
 @cluster_flags
 @output

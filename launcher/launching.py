@@ -23,12 +23,12 @@ from launcher.kube import Lost
 from launcher.manifest import (
     SPEC_SHA256,
     Manifest,
-    Submission,
     build_job,
     check_ceilings,
     env_of,
     image_of,
     set_env,
+    submission_of,
     trainer,
 )
 from launcher.runs import read_run
@@ -112,18 +112,8 @@ def prepare(
         fresh = anew(spec, storage)
         spec = fresh.model_copy(update={"again": fresh.again - 1}) if resume else fresh
     run_id = run_id_of(spec.recipe.name, canonical_bytes(spec))
-    submission = Submission(
-        run_id=run_id,
-        model=config.name,
-        spec_sha256=sha256_hex(canonical_bytes(spec)),
-        run_uri=f"{storage.uri}/{RunKeys(run_id).prefix}",
-        runs=storage.uri,
-        config_uri=f"{storage.uri}/{config_key(config_bytes)}",
-        compute=config.compute,
-        submitter=submitter,
-        version=version("finetune"),
-    )
-    job = build_job(template, submission)
+    submission = submission_of(config, config_bytes, storage.uri, submitter)
+    job = build_job(template, submission, run_id, sha256_hex(canonical_bytes(spec)))
     if freeze_in_pod and spec.again:
         set_env(trainer(job), "FINETUNE_AGAIN", str(spec.again))
     return Prepared(config_bytes, spec, not freeze_in_pod, run_id, job)

@@ -102,6 +102,17 @@ class Launcher:
 
         return Cluster.connect(*self._access)
 
+    @property
+    def _cluster_if_any(self) -> "Cluster | None":
+        """The same; None where nobody named one and none is found."""
+        try:
+            return self.cluster
+        except UsageError:
+            kubeconfig, context, *_ = self._access
+            if kubeconfig or context:
+                raise
+            return None
+
     @cached_property
     def submitter(self) -> str:
         """Who launches, as far as the machine knows."""
@@ -137,8 +148,9 @@ class Launcher:
         from launcher.validating import check_right, check_rows
 
         prepared = self.prepare(config)
-        with suppress(UsageError, UnavailableError):  # a config can be checked far from any cluster
-            check_right(self.cluster)
+        if cluster := self._cluster_if_any:
+            with suppress(UnavailableError):  # a config can be checked far from any cluster
+                check_right(cluster)
         with hurried(_MOVING_SECONDS):
             return prepared.run_id, check_rows(prepared.spec)
 
@@ -314,13 +326,7 @@ class Launcher:
         from launcher.runs import read_run
         from launcher.status import ended_by_store
 
-        try:
-            _ = self.cluster
-        except UsageError:
-            if ended := ended_by_store(read_run(self.storage, run)):
-                return ended
-            raise
-        return None
+        return None if self._cluster_if_any else ended_by_store(read_run(self.storage, run))
 
     # Last, for its name is that of the type.
     def list(
@@ -340,12 +346,7 @@ class Launcher:
         """
         from launcher.listing import list_runs
 
-        try:
-            cluster = self.cluster
-        except UsageError:
-            if selector:
-                raise
-            cluster = None
+        cluster = self.cluster if selector else self._cluster_if_any
         return list_runs(self.storage, cluster, name, limit, selector, on_overdue)
 
 

@@ -4,10 +4,12 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
-from job.contract.config import Compute
+from job.contract.config import Compute, RunConfig
 from job.contract.errors import ConfigError
+from job.contract.keys import RunKeys, config_key
 
 Manifest = dict[str, Any]
 
@@ -31,67 +33,50 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 
 @dataclass(frozen=True)
 class Submission:
-    """What of a run stands in its Job."""
+    """What a config, its site and whoever submits it have to say in a Job."""
 
-    run_id: str
     model: str
     """The model line."""
-    spec_sha256: str
-    run_uri: str
     runs: str
-    """The root of runs."""
+    """The root of runs, for the pods as for the launcher, whatever the template says."""
     config_uri: str
+    """Where the pods find the config."""
     compute: Compute
     submitter: str
     version: str
     """Of the launcher."""
 
 
-def build_job(template: Manifest, submission: Submission) -> Manifest:
-    """The Job that is sent; the template is left as it is.
+def submission_of(config: RunConfig, config_bytes: bytes, runs: str, submitter: str) -> Submission:
+    """Of a config, its file's bytes, a root of runs, and whoever submits it, for the record."""
+    uri = f"{runs}/{config_key(config_bytes)}"
+    return Submission(config.name, runs, uri, config.compute, submitter, version("finetune"))
+
+
+def build_job(template: Manifest, submission: Submission, run_id: str, spec_sha256: str) -> Manifest:
+    """The Job of a run, as it is sent; the template is left as it is.
 
     Raises:
         ConfigError: the config asks for more than the template's ceilings, or the template lacks a part.
     """
-    job = fill(
-        template,
-        submission.run_id,
-        submission.model,
-        submission.runs,
-        submission.config_uri,
-        submission.compute,
-        submission.submitter,
-        submission.version,
-    )
-    job["metadata"]["annotations"] |= {SPEC_SHA256: submission.spec_sha256, RUN_URI: submission.run_uri}
+    job = fill(template, submission, run_id)
+    run_uri = f"{submission.runs}/{RunKeys(run_id).prefix}"
+    job["metadata"]["annotations"] |= {SPEC_SHA256: spec_sha256, RUN_URI: run_uri}
     return job
 
 
-def fill(
-    template: Manifest,
-    name: str,
-    model: str,
-    runs: str,
-    config_uri: str,
-    compute: Compute,
-    submitter: str,
-    version: str,
-) -> Manifest:
+def fill(template: Manifest, submission: Submission, name: str) -> Manifest:
     """A Job of the template with all that follows from a config; the template is left as it is.
 
     Args:
         template: the site's.
+        submission: what is filled in.
         name: the Job's, and the instance that its labels name.
-        model: the model line.
-        runs: the root of runs, for its pods as for the launcher, whatever the template says.
-        config_uri: where its pods find the config.
-        compute: what the config asks for.
-        submitter: who sends it, for the record.
-        version: the launcher's.
 
     Raises:
         ConfigError: the config asks for more than the template's ceilings, or the template lacks a part.
     """
+    compute = submission.compute
     check_ceilings(template, compute)
     job = copy.deepcopy(template)
     container = trainer(job)
@@ -99,12 +84,12 @@ def fill(
     metadata["name"] = name
     labels = {
         "app.kubernetes.io/instance": name,
-        "app.kubernetes.io/version": version,
+        "app.kubernetes.io/version": submission.version,
         "app.kubernetes.io/managed-by": "finetune-launcher",
-        MODEL: model,
+        MODEL: submission.model,
     }
     metadata["labels"] = metadata.get("labels", {}) | labels
-    metadata["annotations"] = metadata.get("annotations", {}) | {SUBMITTER: submitter}
+    metadata["annotations"] = metadata.get("annotations", {}) | {SUBMITTER: submission.submitter}
     pod = spec["template"].setdefault("metadata", {})
     pod["labels"] = pod.get("labels", {}) | labels
     spec["activeDeadlineSeconds"] = int(compute.max_hours * 3600)
@@ -113,8 +98,8 @@ def fill(
     if compute.queue:
         metadata["labels"][QUEUE] = compute.queue
         spec["suspend"] = True  # Kueue starts it, also when its webhook is down
-    set_env(container, "FINETUNE_RUNS", runs)
-    set_env(container, "FINETUNE_CONFIG", config_uri)
+    set_env(container, "FINETUNE_RUNS", submission.runs)
+    set_env(container, "FINETUNE_CONFIG", submission.config_uri)
     set_env(container, "FINETUNE_IMAGE", container["image"])  # a spec that a pod freezes names it as a launch's does
     before_telling = grace_seconds(job) * 5 // 6  # the rest is for telling how it ended
     set_env(container, "FINETUNE_GRACE_SECONDS", str(before_telling))

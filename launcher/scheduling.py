@@ -7,11 +7,9 @@ run id. Its first attempt freezes the spec.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import islice
 from typing import Literal
 
-from job.contract.config import Compute
 from job.contract.config_file import parse_config
 from job.contract.errors import ConfigError, NoInputError, TakenError
 from job.contract.keys import config_key
@@ -21,7 +19,7 @@ from launcher.cluster import Cluster
 from launcher.cron import DEFAULT_ZONE, check_cron, slots
 from launcher.evidence import moment, one_more_night
 from launcher.kube import Json
-from launcher.manifest import PREFIX, SELECTOR, Manifest, fill, is_ours
+from launcher.manifest import PREFIX, SELECTOR, Manifest, Submission, fill, is_ours, submission_of
 
 CONFIG_URI = f"{PREFIX}config-uri"
 """The annotation that names a schedule's config."""
@@ -31,25 +29,6 @@ _STARTING_DEADLINE_SECONDS = 7200
 _STARTED = "SuccessfulCreate"
 # Reasons of the CronJob controller's events that mean: no night was started.
 _NOT_STARTED = frozenset({"FailedCreate", "InvalidSchedule", "UnknownTimeZone", "UnparseableSchedule"})
-
-
-@dataclass(frozen=True)
-class Night:
-    """What of a schedule stands in its CronJob."""
-
-    name: str
-    """The CronJob's."""
-    model: str
-    """The model line."""
-    cron: str
-    time_zone: str
-    runs: str
-    """The root of runs."""
-    config_uri: str
-    compute: Compute
-    submitter: str
-    version: str
-    """Of the launcher."""
 
 
 @dataclass(frozen=True)
@@ -114,29 +93,18 @@ def schedule(
     """
     config = parse_config(config_bytes, source)
     times = check_cron(cron, time_zone, datetime.now(UTC))
-    night = Night(
-        name=config.name,  # of 52 characters at most: Kubernetes adds a dash and the time
-        model=config.name,
-        cron=cron,
-        time_zone=time_zone,
-        runs=storage.uri,
-        config_uri=f"{storage.uri}/{config_key(config_bytes)}",
-        compute=config.compute,
-        submitter=submitter,
-        version=version("finetune"),
-    )
-    cronjob = build_cronjob(template, night)
-    standing = cluster.get_cronjob(night.name)
+    cronjob = build_cronjob(template, submission_of(config, config_bytes, storage.uri, submitter), cron, time_zone)
+    standing = cluster.get_cronjob(config.name)
     if standing and not is_ours(standing):
         raise TakenError(
-            f"the CronJob {night.name} was not made by the launcher", "Give this config another name, or delete it."
+            f"the CronJob {config.name} was not made by the launcher", "Give this config another name, or delete it."
         )
     # What a policy or PodSecurity has against a night is heard now, and not by nobody at its time.
     cluster.create_job(job_of(cronjob, times[0]), dry_run=True)
     if not dry_run:
         storage.put_if_absent(config_key(config_bytes), config_bytes)
     cluster.apply_cronjob(cronjob, dry_run)
-    return Scheduled(night.name, standing is None, tuple(times))
+    return Scheduled(config.name, standing is None, tuple(times))
 
 
 def unschedule(name: str, cluster: Cluster) -> None:
@@ -163,29 +131,28 @@ def night_name(name: str, time: datetime) -> str:
     return f"{name}-{int(time.timestamp()) // 60}"
 
 
-def build_cronjob(template: Manifest, night: Night) -> Manifest:
-    """The CronJob that is sent; the template is left as it is. Pure.
+def build_cronjob(template: Manifest, submission: Submission, cron: str, time_zone: str) -> Manifest:
+    """The CronJob that is sent, of the model line's name; the template is left as it is. Pure.
 
     Raises:
         ConfigError: the config asks for more than the template's ceilings or for a day and more, or the template lacks
             a part.
     """
-    if night.compute.max_hours >= 24:
+    if submission.compute.max_hours >= 24:
         raise ConfigError(
-            f"compute.max_hours is {night.compute.max_hours:g}, and a night has less than 24",
+            f"compute.max_hours is {submission.compute.max_hours:g}, and a night has less than 24",
             "Lower compute.max_hours, or launch this config by hand.",
         )
-    made_by = night.submitter, night.version
-    job = fill(template, night.name, night.model, night.runs, night.config_uri, night.compute, *made_by)
+    job = fill(template, submission, submission.model)  # 52 characters at most: Kubernetes adds a dash and the time
     metadata, spec = job["metadata"], job["spec"]
     spec["activeDeadlineSeconds"] = min(spec["activeDeadlineSeconds"], _NIGHT_HOURS * 3600)
     return {
         "apiVersion": job["apiVersion"],
         "kind": "CronJob",
-        "metadata": metadata | {"annotations": metadata["annotations"] | {CONFIG_URI: night.config_uri}},
+        "metadata": metadata | {"annotations": metadata["annotations"] | {CONFIG_URI: submission.config_uri}},
         "spec": {
-            "schedule": night.cron,
-            "timeZone": night.time_zone,
+            "schedule": cron,
+            "timeZone": time_zone,
             "concurrencyPolicy": "Forbid",
             "startingDeadlineSeconds": _STARTING_DEADLINE_SECONDS,
             "successfulJobsHistoryLimit": 3,

@@ -1,4 +1,4 @@
-"""What every room's tests may ask for: a real S3 server, and a fresh place in it."""
+"""What every room's tests may ask for: a real S3 server, a fresh place in it, and what ships."""
 
 import os
 import subprocess
@@ -10,11 +10,13 @@ from uuid import uuid4
 
 import boto3
 import pytest
+import yaml
 from hypothesis import settings
 
 from examples.demo.base_model import CACHE
 from examples.demo.server import s3_server
 from job.storage.s3_client import forget_client
+from launcher.manifest import Manifest
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -61,3 +63,10 @@ def llama_cpp() -> Path:
         check=True,
     )
     return Path(prepared.stdout.strip())
+
+
+@pytest.fixture
+def template() -> Manifest:
+    """The Job template that ships."""
+    shipped: Manifest = yaml.safe_load((ROOT / "k8s" / "job.yaml").read_bytes())
+    return shipped

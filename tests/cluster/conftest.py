@@ -9,7 +9,6 @@ from typing import TypeVar
 from uuid import uuid4
 
 import pytest
-import yaml
 
 from examples.cluster.control_plane import ControlPlane, control_plane
 from job.storage import Storage
@@ -19,7 +18,6 @@ from launcher.kube import Json
 from launcher.launching import Prepared, prepare
 from launcher.manifest import Manifest
 from tests.cluster.faults import FaultyApi, faulty_api
-from tests.conftest import ROOT
 from tests.tiny import make_tiny_model, sums
 
 SECONDS = 300
@@ -99,13 +97,6 @@ def post(cluster: Cluster, path: str, body: Json) -> Json:
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "base")
-
-
-@pytest.fixture
-def template() -> Manifest:
-    """The one that ships."""
-    shipped: Manifest = yaml.safe_load((ROOT / "k8s" / "job.yaml").read_bytes())
-    return shipped
 
 
 @pytest.fixture

@@ -179,10 +179,12 @@ def test_each_form_of_the_answer(terminal: Terminal, launched: MakeRun, storage:
 
 def test_the_store_alone_is_listed_where_there_is_no_cluster(terminal: Terminal, storage: Storage) -> None:
     result = publish(run_of(storage, "bot-0123456789"))
-    terminal.cluster = ["--kubeconfig", "/nowhere"]
+    terminal.cluster, terminal.environment["KUBECONFIG"] = [], "/nowhere"
     told = terminal.run("list", "bot", "-o", "json")
     assert told.returncode == 0, told.stderr
     [line] = json.loads(told.stdout)
     assert (line["status"]["run_id"], line["status"]["loss"]) == ("bot-0123456789", result.train.train_loss)
     refused = terminal.run("list", "-l", "team=vision")
     assert (refused.returncode, "--kubeconfig" in refused.stderr) == (64, True), "labels are those of Jobs"
+    refused = terminal.run("list", "--kubeconfig", "/elsewhere")
+    assert (refused.returncode, "/elsewhere" in refused.stderr) == (64, True), "whoever names a cluster wants its runs"

@@ -21,12 +21,6 @@ GPU = "nvidia.com/gpu"
 SHIPPED = ROOT / "k8s" / "job.yaml"
 
 
-@pytest.fixture
-def template() -> Manifest:
-    shipped: Manifest = yaml.safe_load(SHIPPED.read_bytes())
-    return shipped
-
-
 def node(name: str, gpus: int | None = None, labels: Json | None = None, **spec: Any) -> Json:
     return {
         "metadata": {"name": name, "labels": labels or {}},
@@ -60,7 +54,8 @@ def test_a_cluster_that_is_not_named_hides_no_check_of_the_store(storage: Storag
 
 def test_the_template_that_ships_names_no_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FINETUNE_RUNS", raising=False)
-    launcher = Launcher(template=SHIPPED, kubeconfig="/nowhere")
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    launcher = Launcher(template=SHIPPED)
     with pytest.raises(UsageError, match="no root of runs"):
         launcher.list()
     assert {check.name: check.code for check in launcher.doctor()}["store"] == 64

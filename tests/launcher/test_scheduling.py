@@ -7,49 +7,31 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.contract.config import Compute
 from job.contract.errors import ConfigError
 from job.contract.keys import is_run_id
 from launcher.cron import check_cron
 from launcher.kube import Json
-from launcher.manifest import SPEC_SHA256, Manifest, Submission, build_job, env_of, image_of
+from launcher.manifest import SPEC_SHA256, Manifest, build_job, env_of, image_of
 from launcher.scheduling import (
     CONFIG_URI,
-    Night,
     build_cronjob,
     job_of,
     night_name,
     read_schedule,
 )
-from tests.conftest import ROOT
+from tests.launcher.runs import submission
 
 NOW = datetime(2026, 10, 23, 12, tzinfo=UTC)
 NAME = st.from_regex(r"[a-z]([-a-z0-9]{0,50}[a-z0-9])?", fullmatch=True)
 """What a config takes as its name, which Kubernetes takes as a CronJob's."""
 
 
-@pytest.fixture
-def template() -> Manifest:
-    shipped: Manifest = yaml.safe_load((ROOT / "k8s" / "job.yaml").read_bytes())
-    return shipped
-
-
-def night(**compute: Any) -> Night:
-    return Night(
-        name="bot",
-        model="bot",
-        cron="17 2 * * *",
-        time_zone="Etc/UTC",
-        runs="s3://b",
-        config_uri="s3://b/configs/c.yaml",
-        compute=Compute(**compute),
-        submitter="ada",
-        version="1",
-    )
+def nights(template: Manifest, **compute: Any) -> Manifest:
+    """The CronJob of a config that asks for so much."""
+    return build_cronjob(template, submission(**compute), "17 2 * * *", "Etc/UTC")
 
 
 # Names
@@ -64,23 +46,9 @@ def test_a_nights_name_is_a_run_id(name: str, time: datetime) -> None:
 
 
 def test_a_night_is_the_job_of_a_launch_but_for_what_differs_on_purpose(template: Manifest) -> None:
-    compute = Compute(cpus=2.5, gpus=2, queue="gpu")
-    launched = build_job(
-        template,
-        Submission(
-            run_id="bot",
-            model="bot",
-            spec_sha256="a" * 64,
-            run_uri="s3://b/runs/bot/",
-            runs="s3://b",
-            config_uri="s3://b/configs/c.yaml",
-            compute=compute,
-            submitter="ada",
-            version="1",
-        ),
-    )
+    launched = build_job(template, submission(cpus=2.5, gpus=2, queue="gpu"), "bot", "a" * 64)
     before = copy.deepcopy(template)
-    cronjob = build_cronjob(template, night(cpus=2.5, gpus=2, queue="gpu"))
+    cronjob = nights(template, cpus=2.5, gpus=2, queue="gpu")
     assert template == before
     made = cronjob["spec"]["jobTemplate"]
     assert SPEC_SHA256 not in made["metadata"]["annotations"], "a night freezes its own spec"
@@ -89,17 +57,17 @@ def test_a_night_is_the_job_of_a_launch_but_for_what_differs_on_purpose(template
 
 
 def test_promise_55_no_two_nights_at_once_and_none_longer_than_a_day(template: Manifest) -> None:
-    spec = build_cronjob(template, night(max_hours=23.5))["spec"]
+    spec = nights(template, max_hours=23.5)["spec"]
     assert (spec["concurrencyPolicy"], spec["startingDeadlineSeconds"]) == ("Forbid", 7200)
     assert (spec["schedule"], spec["timeZone"]) == ("17 2 * * *", "Etc/UTC")
     assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] == 23 * 3600
-    assert build_cronjob(template, night(max_hours=2))["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] == 7200
+    assert nights(template, max_hours=2)["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] == 7200
     with pytest.raises(ConfigError, match=r"compute\.max_hours is 24"):
-        build_cronjob(template, night(max_hours=24))
+        nights(template, max_hours=24)
 
 
 def test_a_cronjob_tells_its_config_and_who_made_it(template: Manifest) -> None:
-    metadata = build_cronjob(template, night())["metadata"]
+    metadata = nights(template)["metadata"]
     assert metadata["annotations"][CONFIG_URI] == "s3://b/configs/c.yaml"
     assert metadata["annotations"]["finetune.local/submitter"] == "ada"
     assert metadata["labels"]["app.kubernetes.io/managed-by"] == "finetune-launcher"
@@ -107,14 +75,14 @@ def test_a_cronjob_tells_its_config_and_who_made_it(template: Manifest) -> None:
 
 
 def test_a_night_names_its_image_as_a_launch_does(template: Manifest) -> None:
-    job = job_of(build_cronjob(template, night()), NOW)
+    job = job_of(nights(template), NOW)
     assert env_of(job, "FINETUNE_IMAGE") == image_of(template)
     assert job["metadata"]["name"] == f"bot-{int(NOW.timestamp()) // 60}"
 
 
 def test_a_night_keeps_to_the_sites_ceilings(template: Manifest) -> None:
     with pytest.raises(ConfigError, match=r"compute\.gpus is 9, at most 8"):
-        build_cronjob(template, night(gpus=9))
+        nights(template, gpus=9)
 
 
 # Times

@@ -163,8 +163,11 @@ def test_a_kubeconfig_that_is_none_is_named(text: str, storage: Storage, tmp_pat
         Launcher(storage.uri, kubeconfig=str(tmp_path / "kubeconfig")).status("bot-0123456789")
 
 
-def test_without_a_kubeconfig_the_store_alone_tells_a_run_that_has_ended(storage: Storage) -> None:
-    launcher = Launcher(storage.uri, kubeconfig="/nowhere")
+def test_without_a_kubeconfig_the_store_alone_tells_a_run_that_has_ended(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    launcher = Launcher(storage.uri)
     run = begin(storage)
     for ask in (launcher.status, launcher.wait, launcher.logs, launcher.why):
         with pytest.raises(UsageError, match="no cluster"):
@@ -174,3 +177,5 @@ def test_without_a_kubeconfig_the_store_alone_tells_a_run_that_has_ended(storage
     assert launcher.status(run.run_id).phase == Phase.SUCCEEDED
     assert [one.source for one in launcher.logs(run.run_id, follow=True)] == ["attempt 1"]
     assert launcher.why(run.run_id) is None
+    with pytest.raises(UsageError, match="/elsewhere"):
+        Launcher(storage.uri, kubeconfig="/elsewhere").status(run.run_id)
