@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from examples.cluster import standin, trainer
+from examples.cluster import shipped, standin
 from examples.cluster.control_plane import binaries
 from examples.cluster.images import StoredImage
 from examples.cluster.machine import machine
@@ -103,14 +103,14 @@ def build(stand_in: bool) -> StoredImage | None:
     """
     with ThreadPoolExecutor() as builders:
         kubernetes = builders.submit(binaries)
-        built = None if stand_in or os.geteuid() or trainer.missing() else builders.submit(build_image)
+        built = None if stand_in or os.geteuid() or shipped.missing() else builders.submit(build_image)
         kubernetes.result()
         return built.result() if built else None
 
 
 def bring_image(node: Node, image: StoredImage | None) -> str:
     """Brings the trainer's image to a node, a stand-in where there is none; its name."""
-    if lacking := trainer.missing():
+    if lacking := shipped.missing():
         print(f"the trainer is a stand-in, which trains nothing: the real one takes {lacking}", flush=True)
     if image is None:
         node.load(standin.build(node.directory / "stand-in.tar"))
@@ -122,7 +122,7 @@ def bring_image(node: Node, image: StoredImage | None) -> str:
 def build_image() -> StoredImage:
     """Builds the image that ships, and says how long that may take."""
     print("building the trainer's image: half an hour on first use, then what has changed", file=sys.stderr, flush=True)
-    return trainer.build()
+    return shipped.build()
 
 
 def down(directory: Path) -> int:

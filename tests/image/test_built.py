@@ -6,6 +6,7 @@ FINETUNE_TEST_IMAGE_FLAGS passes more to `podman run` or `docker run`.
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -125,10 +126,12 @@ for address in ("{_STORE}", "{_ELSEWHERE}"):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace takes root")
 @pytest.mark.skipif(ENGINE != "podman", reason="docker takes no network namespace")
+@pytest.mark.parametrize("identity", [["--user=65532:65532"], ["--user=1234567:0", "--read-only"]])
 def test_it_needs_no_network_but_its_stores_and_writes_to_scratch_alone(
-    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+    identity: list[str], tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As uid 65532, under what k8s/base/network-policy.yaml promises at its narrowest; the root could be written to."""
+    """Under what k8s/base/network-policy.yaml promises at its narrowest, as the image's uid, which could write elsewhere,
+    and as one that has no name on a root that cannot be written to."""
     name = f"finetune-test-{os.getpid()}"
     with network_to(_STORE, _ELSEWHERE) as network, s3_server(tmp_path / "s3", "demo", _STORE) as server:
         for variable, text in server.environment.items():
@@ -137,9 +140,10 @@ def test_it_needs_no_network_but_its_stores_and_writes_to_scratch_alone(
         storage = open_storage("s3://demo")
         upload_directory(make_tiny_model(tmp_path / "base"), storage, "base/")
         storage.put("rows.jsonl", "".join(json.dumps(row) + "\n" for row in sums(48)).encode())
-        storage.put("config.yaml", config("s3://demo/base/", "s3://demo/rows.jsonl").encode())
+        wanted = config("s3://demo/base/", "s3://demo/rows.jsonl", export={"gguf": ["q4_k_m"]})
+        storage.put("config.yaml", wanted.encode())
 
-        flags = [*FLAGS, *UNPRIVILEGED, "--user=65532:65532", f"--network=ns:/run/netns/{network}"]
+        flags = [*FLAGS, *UNPRIVILEGED, *identity, f"--network=ns:/run/netns/{network}"]
         variables = [f"--env={variable}={text}" for variable, text in server.environment.items()]
         variables += told("s3://demo/config.yaml", "s3://demo")
         volume = f"--volume={scratch}:/scratch"
@@ -158,7 +162,9 @@ def test_it_needs_no_network_but_its_stores_and_writes_to_scratch_alone(
         found = storage.get(stat.key)
     forget_client()
     assert found
-    assert Result.model_validate_json(found[0]).artifacts.lora
+    made = Result.model_validate_json(found[0]).artifacts
+    assert made.lora
+    assert made.gguf
     assert [line for line in written if line.split()[1] not in _ENGINES_OWN] == []
 
 
@@ -204,6 +210,24 @@ def test_every_module_of_ours_and_torch_is_compiled(run: Run) -> None:
         echo looked
     """
     assert run("-c", script, entrypoint="/bin/sh").stdout == "looked\n"
+
+
+def test_its_layers_are_small() -> None:
+    """Another version of our code pushes 5 MB at most, and all but the base and the packages of the lock is 300 MB."""
+    command = [ENGINE, "history", "--no-trunc", "--format={{.Size}}|{{.CreatedBy}}", IMAGE]
+    told = (line.split("|", 1) for line in subprocess.check_output(command, text=True).splitlines())
+    layers = [(megabytes(size), made_by) for size, made_by in told]  # the newest first
+    [ours] = [size for size, made_by in layers if "in /opt/finetune" in made_by]
+    assert 0 < ours <= 5
+    [first] = [place for place, (_, made_by) in enumerate(layers) if " gcc " in made_by]
+    assert 0 < sum(size for size, made_by in layers[: first + 1] if "in /opt/venv" not in made_by) <= 300
+
+
+def megabytes(size: str) -> float:
+    """Of what `podman history` and `docker history` say, such as `2.1 MB` and `512kB`."""
+    found = re.fullmatch(r"([\d.]+) ?(k|M|G|)B", size)
+    assert found, size
+    return float(found[1]) * {"": 1e-6, "k": 1e-3, "M": 1, "G": 1e3}[found[2]]
 
 
 def test_it_tells_what_is_in_it(run: Run) -> None:

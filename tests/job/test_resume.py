@@ -34,6 +34,7 @@ class Undisturbed:
 
     result: Result
     steps: set[tuple[int, float, float]]
+    seconds: float
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,11 @@ def undisturbed(pod: Make, trained: list[Undisturbed]) -> Undisturbed:
     if not trained:
         start = pod(TRAINING, lora=LORA)
         start = replace(start, root=f"{start.root}-undisturbed")
+        began = time.monotonic()
         ended = start.start()
         assert ended.code == 0, ended.printed
-        trained.append(Undisturbed(result_of(open_storage(start.root)), steps_of(ended.log)))
+        seconds = time.monotonic() - began
+        trained.append(Undisturbed(result_of(open_storage(start.root)), steps_of(ended.log), seconds))
     return trained[0]
 
 
@@ -135,6 +138,30 @@ def test_a_run_that_is_killed_and_told_to_stop_comes_to_the_same_adapter(
     assert weights(one) == weights(other)
     assert (one.attempt, one.train.steps, one.train.train_loss) == (3, STEPS, other.train.train_loss)
     assert (one.train.tokens_seen, one.train.tokens_trained) == (other.train.tokens_seen, other.train.tokens_trained)
+
+
+@pytest.mark.skipif(not SOAK, reason="`make soak`: each start imports the training stack")
+@pytest.mark.timeout(3600)
+def test_a_run_that_is_told_to_stop_at_ten_moments_comes_to_the_same_adapter(
+    pod: Make, undisturbed: Undisturbed
+) -> None:
+    draw = random.Random(1)
+    start, log, endings = pod(TRAINING, lora=LORA), [], []
+    for seconds in [draw.uniform(0, undisturbed.seconds) for _ in range(10)]:
+        process = start.process()
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=300)
+        assert "Traceback" not in out + err
+        log += log_of(out)
+        endings.append(process.returncode)
+    assert set(endings) <= {75, 0, -signal.SIGTERM}, "the last of these: before Python listens"
+    assert endings.count(75) > 5, endings
+    assert (0 in endings) == any(line["event"] == "artifact" for line in log)
+    last = start.start()
+    assert last.code == 0, last.printed
+    assert steps_of(log + last.log) == undisturbed.steps
+    assert weights(result_of(open_storage(start.root))) == weights(undisturbed.result)
 
 
 Reached = Callable[[Log], bool]

@@ -9,21 +9,7 @@ from job.contract.exits import Exit
 from tests.cluster.node.attempts import adapter
 from tests.reliability.conftest import Make, Uninterrupted
 from tests.reliability.reader import Reader
-from tests.storage.faulty_s3 import Answer, BrokenConnection, Fault, Request, Send, faulty_s3, never_answers, only
-
-
-def goes_away(path: str) -> Fault:
-    """No request is answered from the first put on whose path holds `path`."""
-    is_away = threading.Event()
-
-    def fault(request: Request, send: Send) -> Answer:
-        if request.method == "PUT" and path in request.path:
-            is_away.set()
-        if is_away.is_set():
-            raise BrokenConnection
-        return send(request)
-
-    return fault
+from tests.storage.faulty_s3 import Answer, Request, Send, faulty_s3, goes_away, never_answers, only
 
 
 @pytest.mark.parametrize("path", ["/gguf/", "/result.json"])
@@ -31,7 +17,7 @@ def test_the_store_is_away_at_the_end(stand_in: Make, seaweed: str, uninterrupte
     pod = stand_in()
     with Reader(pod.root) as reader:
         with faulty_s3(seaweed) as (store, url):
-            store.faults = [goes_away(path)]
+            store.faults = [goes_away("PUT", path)]
             ended = pod.start(AWS_ENDPOINT_URL_S3=url, FINETUNE_S3_BUDGET_SECONDS="2", AWS_MAX_ATTEMPTS="1")
         reader.settle()
         assert ended.code == Exit.S3_UNAVAILABLE, ended.printed

@@ -171,6 +171,20 @@ def with_header(name: str, value: str | None) -> Fault:
     return changed
 
 
+def goes_away(method: str, path: str) -> Fault:
+    """No request is answered from the first one on of a method whose path holds `path`."""
+    is_away = threading.Event()
+
+    def fault(request: Request, send: Send) -> Answer:
+        if request.method == method and path in request.path:
+            is_away.set()
+        if is_away.is_set():
+            raise BrokenConnection
+        return send(request)
+
+    return fault
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     faulty: FaultyS3
@@ -214,15 +228,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty_s3(behind: str) -> Iterator[tuple[FaultyS3, str]]:
-    """A server before the one `behind`; it and its URL."""
+def faulty_s3(behind: str, address: str = "127.0.0.1") -> Iterator[tuple[FaultyS3, str]]:
+    """A server before the one `behind`, at an address of this machine; it and its URL."""
     faulty = FaultyS3(behind)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"faulty": faulty}))
+    server = ThreadingHTTPServer((address, 0), type("Handler", (_Handler,), {"faulty": faulty}))
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that goes away is no news
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
-        yield faulty, f"http://127.0.0.1:{server.server_port}"
+        yield faulty, f"http://{address}:{server.server_port}"
     finally:
         faulty.over.set()
         server.shutdown()

@@ -159,24 +159,25 @@ TRAINING = {"max_steps": 40, "save_steps": 4}
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(site: Site, tmp_path_factory: pytest.TempPathFactory) -> str:
+def kind() -> type[Bench]:
+    """What makes the configs: a folder or a module may have its own."""
+    return Bench
+
+
+@pytest.fixture
+def bench(kind: type[Bench], site: Site, cluster: Cluster, tmp_path: Path) -> Bench:
+    return kind(site, cluster, tmp_path, f"{BUCKET}/{uuid4().hex}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(kind: type[Bench], site: Site, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The adapter of a run of this training that nothing happens to."""
-    return whole_run(Bench, site, tmp_path_factory.mktemp("uninterrupted"))
-
-
-def whole_run(kind: type[Bench], site: Site, directory: Path) -> str:
-    """The adapter of a run that nothing happens to."""
     with store_of(site.machine), namespace_of(site) as cluster:
-        whole = kind(site, cluster, directory, f"{BUCKET}/{uuid4().hex}")
+        whole = kind(site, cluster, tmp_path_factory.mktemp("uninterrupted"), f"{BUCKET}/{uuid4().hex}")
         launcher = whole.launcher()
         run = launcher.launch(whole.config(training=TRAINING)).run_id
         assert launcher.wait(run, timeout=600).phase == Phase.SUCCEEDED
         return adapter(open_storage(whole.root), run)
-
-
-@pytest.fixture
-def bench(site: Site, cluster: Cluster, tmp_path: Path) -> Bench:
-    return Bench(site, cluster, tmp_path, f"{BUCKET}/{uuid4().hex}")
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ def test_an_eviction(bench: Bench, uninterrupted: str) -> None:
     [pod] = living_pods(bench, run)
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
     post(bench.cluster, f"/api/v1/namespaces/{bench.cluster.namespace}/pods/{pod}/eviction", body)
+    until(lambda: launcher.status(run).phase == Phase.RECOVERING)
     assert_stopped_and_resumed(ends_whole(bench, launcher, run, uninterrupted))
 
 
@@ -37,7 +38,8 @@ def test_a_preemption_by_a_pod_of_higher_priority(bench: Bench, uninterrupted: s
 
 def test_more_deleted_pods_than_failures_are_allowed(bench: Bench, uninterrupted: str) -> None:
     launcher, run = trains(bench)
-    bench.kubectl("delete", "pod", *living_pods(bench, run))
+    bench.kubectl("delete", "pod", "--wait=false", *living_pods(bench, run))
+    until(lambda: launcher.status(run).phase == Phase.RECOVERING)
     until(lambda: kept(open_storage(bench.root), run, 2))
     bench.kubectl("delete", "pod", *living_pods(bench, run))
     assert_stopped_and_resumed(ends_whole(bench, launcher, run, uninterrupted, attempt=3))
@@ -49,6 +51,7 @@ def test_suspended_and_resumed(bench: Bench, uninterrupted: str) -> None:
     until(lambda: attempts(open_storage(bench.root), run)[0].code)
     assert launcher.status(run).phase == Phase.QUEUED
     bench.kubectl("patch", "job", run, "-p", '{"spec": {"suspend": false}}')
+    until(lambda: launcher.status(run).phase == Phase.RECOVERING)
     assert_stopped_and_resumed(ends_whole(bench, launcher, run, uninterrupted))
 
 

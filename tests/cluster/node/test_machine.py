@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from examples.cluster import trainer
+from examples.cluster import shipped
 from tests.conftest import ROOT
 
 
@@ -36,8 +36,8 @@ def test_cluster_down_leaves_nothing(tmp_path: Path) -> None:
         template = (tmp_path / "site" / "job.yaml").read_text()
     finally:
         run("down", tmp_path)
-    shipped = trainer.missing() is None
-    assert ("finetune-trainer@sha256:" in template, "stand-in" in template) == (shipped, not shipped)
+    ships = shipped.missing() is None
+    assert ("finetune-trainer@sha256:" in template, "stand-in" in template) == (ships, not ships)
     seen = {kind: len(during[kind]) > len(before[kind]) for kind in during if kind != "mounts"}
     assert seen == dict.fromkeys(seen, True), "else the test looks in the wrong places"
     assert left(tmp_path) == before

@@ -3,13 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
-from examples.demo.__main__ import ROOT as BUCKET
-from launcher.cluster import Cluster
-from tests.cluster.node.conftest import Bench, Site, whole_run
+from tests.cluster.node.conftest import Bench
 from tests.cluster.node.image.conftest import site
 
 __all__ = ["site"]
@@ -24,12 +21,6 @@ class Roomy(Bench):
         return super().config(name=name, **keys | {"compute": compute, "samples": {"prompts": []}})
 
 
-@pytest.fixture
-def bench(site: Site, cluster: Cluster, tmp_path: Path) -> Bench:
-    return Roomy(site, cluster, tmp_path, f"{BUCKET}/{uuid4().hex}")
-
-
 @pytest.fixture(scope="session")
-def uninterrupted(site: Site, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The adapter of a run of this training that nothing happens to."""
-    return whole_run(Roomy, site, tmp_path_factory.mktemp("uninterrupted"))
+def kind() -> type[Bench]:
+    return Roomy

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from examples.cluster import trainer
+from examples.cluster import shipped
 from examples.cluster.site import write_site
 from tests.cluster.node.conftest import Bench, Site
 
@@ -14,11 +14,11 @@ from tests.cluster.node.conftest import Bench, Site
 @pytest.fixture(scope="session")
 def site(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Site:
     """The same cluster, whose template names the image that ships."""
-    if lacking := trainer.missing():
+    if lacking := shipped.missing():
         assert not os.environ.get("CI"), f"left out: {lacking}"
         pytest.skip(f"no trainer's image without: {lacking}")
     assert site.machine.node
-    image = trainer.build()
+    image = shipped.build()
     site.machine.node.lend(image)
     template = write_site(tmp_path_factory.mktemp("image"), site.machine.s3.endpoint, image.name)
     variables = site.environment | {"FINETUNE_TEMPLATE": str(template)}

@@ -14,12 +14,13 @@ import yaml
 from examples.cluster.site import NAMESPACE, kubectl
 from examples.demo.__main__ import ROOT as BUCKET
 from examples.demo.answers import answers
+from examples.demo.base_model import base_model
 from examples.demo.data import HELD_OUT
 from examples.demo.score import is_in_format
 from job.contract.documents import Result
 from job.contract.keys import RunKeys
 from job.storage.opening import open_storage
-from tests.cluster.node.conftest import Site
+from tests.cluster.node.conftest import Bench, Site
 from tests.conftest import ROOT
 
 FINETUNE = Path(sys.executable).with_name("finetune")
@@ -40,10 +41,10 @@ SITES_OWN = {
 """What a site of a store of its own sets in k8s/job.yaml: its image, where its store is, and who it is there."""
 
 
-def start(site: Site, *words: str) -> subprocess.Popen[str]:
+def start(site: Site, *words: str, program: str | Path = FINETUNE) -> subprocess.Popen[str]:
     """A command with nothing but what `make cluster` writes down."""
     return subprocess.Popen(
-        [FINETUNE, *words],
+        [program, *words],
         env=os.environ | site.environment,
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -52,9 +53,9 @@ def start(site: Site, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def finetune(site: Site, *words: str) -> str:
+def finetune(site: Site, *words: str, program: str | Path = FINETUNE) -> str:
     """What a command prints, which must succeed."""
-    with start(site, *words) as command:
+    with start(site, *words, program=program) as command:
         printed, complaints = command.communicate()
     assert command.returncode == 0, (words, printed, complaints)
     return printed
@@ -105,7 +106,9 @@ def test_the_namespace_is_that_of_k8s_base(site: Site) -> None:
 @pytest.fixture(scope="module")
 def trained(site: Site) -> str:
     """The demo's run, from its launch to its end; its id."""
-    run: str = json.loads(finetune(site, "launch", CONFIG, "-o", "json"))["run_id"]
+    # SITE: as if there were no other cluster, of a person's own `make cluster`.
+    words = ("launch", f"CONFIG={CONFIG}", "FLAGS=-o json", "SITE=.venv/bin/finetune")
+    run: str = json.loads(finetune(site, *words, program="make"))["run_id"]
     with start(site, "logs", "-f", run) as following:
         watched = finetune(site, "watch", run, "--timeout", str(SECONDS)).splitlines()
         logged, complaints = following.communicate(timeout=60)
@@ -140,6 +143,36 @@ def test_the_model_that_is_pulled_answers_as_it_was_taught(site: Site, trained: 
     assert {Path(path).parent.name for path in pulled} == {"lora", "gguf", "report"}
     given = list(answers(tmp_path / "gguf" / "demo.Q8_0.gguf", HELD_OUT))
     assert sum(map(is_in_format, given)) >= 8, given
+    assert is_in_format(answer_with(tmp_path / "lora", HELD_OUT[0]))
+
+
+def answer_with(adapter: Path, prompt: str) -> str:
+    """The base model's greedy answer with an adapter, by peft and transformers alone."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_model()), adapter)
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**asked, max_new_tokens=48, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    return str(tokenizer.decode(answer, skip_special_tokens=True))
+
+
+def test_a_night_trains_by_itself(bench: Bench, small: Path) -> None:
+    """From the schedule to artifacts: it freezes its own inputs, under the name that Kubernetes gave its Job."""
+    launcher = bench.launcher()
+    launcher.schedule(small, "17 2 * * *")
+    bench.kubectl("create", "job", "--from=cronjob/bot", "tonight")
+    ended = launcher.wait("tonight", timeout=SECONDS)
+    assert ended.phase == "Succeeded", ended
+    found = open_storage(bench.root).get(RunKeys("tonight").result)
+    assert found
+    result = Result.model_validate_json(found[0])
+    assert (result.run_id, result.same_as) == ("tonight", None)
+    pulled = {path.name for path in launcher.pull("bot@latest", bench.directory / "pulled").files}
+    assert {"adapter_model.safetensors", "bot.F16.gguf"} <= pulled
 
 
 def test_the_night_after_finds_nothing_changed(site: Site, trained: str) -> None:
