@@ -141,7 +141,11 @@ def test_a_scratch_that_is_smaller_than_the_job_was_told(bench: Bench, small: Pa
 
 def test_a_deadline_before_the_first_step(bench: Bench, small: Path) -> None:
     """SIGTERM through tini, as Kubernetes tells it, while the training stack is imported."""
-    launcher = bench.launcher()
+
+    def patient(template: Manifest) -> None:
+        template["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 60
+
+    launcher = bench.launcher(patient)
     run = launcher.launch(small).run_id
     until(lambda: launcher.status(run).stage == "train")
     assert launcher.status(run).step is None
