@@ -103,7 +103,9 @@ def test_a_store_that_goes_away_at_the_end(bench: Bench, small: Path, site: Site
 
 
 def test_training_that_takes_more_memory_than_there_is(bench: Bench) -> None:
-    """The kernel kills the child, and tini and the supervisor live to tell. With more memory the run goes on."""
+    """The kernel kills the child, and mostly the supervisor lives to tell: memory of a process that dies is not free at
+    once, and until it is the kernel may take more. With more memory the run goes on.
+    """
 
     def with_memory(gib: float) -> Path:
         return bench.config(compute={"cpus": 2, "memory_gib": gib}, samples={"prompts": []})
@@ -111,7 +113,7 @@ def test_training_that_takes_more_memory_than_there_is(bench: Bench) -> None:
     launcher = bench.launcher(no_other_attempt)
     run = launcher.launch(with_memory(0.6)).run_id
     found = ended(bench, run)
-    assert found.category == Category.CHILD_OUT_OF_MEMORY
+    assert found.category in (Category.CHILD_OUT_OF_MEMORY, Category.OUT_OF_MEMORY)
     assert "compute.memory_gib" in found.resolution
     assert launcher.launch(with_memory(4), resume=True).run_id == run
     resumed = launcher.wait(run, timeout=SECONDS)
