@@ -46,8 +46,10 @@ CANNOT_START: list[tuple[Change, Category]] = [
 
 @pytest.mark.parametrize(("change", "category"), CANNOT_START)
 def test_a_pod_that_cannot_start(change: Change, category: Category, bench: Bench, small: Path) -> None:
-    run = bench.launcher(change).launch(small).run_id
-    found = ended(bench, run, start_timeout=10)
+    launcher = bench.launcher(change)
+    run = launcher.launch(small).run_id
+    until(lambda: (told := launcher.why(run)) and told.category == category)
+    found = ended(bench, run, start_timeout=3)
     assert found.category == category
     assert "nobody-" in found.said
 
@@ -110,7 +112,11 @@ def test_training_that_takes_more_memory_than_there_is(bench: Bench) -> None:
     def with_memory(gib: float) -> Path:
         return bench.config(compute={"cpus": 2, "memory_gib": gib}, samples={"prompts": []})
 
-    launcher = bench.launcher(no_other_attempt)
+    def soon_given_up(template: Manifest) -> None:
+        no_other_attempt(template)
+        set_env(trainer(template), "FINETUNE_STALE_SECONDS", "10")  # of an attempt that was killed without a word
+
+    launcher = bench.launcher(soon_given_up)
     run = launcher.launch(with_memory(0.6)).run_id
     found = ended(bench, run)
     assert found.category in (Category.CHILD_OUT_OF_MEMORY, Category.OUT_OF_MEMORY)

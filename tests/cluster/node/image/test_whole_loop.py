@@ -107,7 +107,8 @@ def test_the_namespace_is_that_of_k8s_base(site: Site) -> None:
 def trained(site: Site) -> str:
     """The demo's run, from its launch to its end; its id."""
     # SITE: as if there were no other cluster, of a person's own `make cluster`.
-    words = ("launch", f"CONFIG={CONFIG}", "FLAGS=-o json", "SITE=.venv/bin/finetune")
+    words = ["launch", f"CONFIG={CONFIG}", "FLAGS=-o json", "SITE=.venv/bin/finetune"]
+    words += ["--no-print-directory", "-o", ".venv/.installed"]  # these tests may be started by make themselves
     run: str = json.loads(finetune(site, *words, program="make"))["run_id"]
     with start(site, "logs", "-f", run) as following:
         watched = finetune(site, "watch", run, "--timeout", str(SECONDS)).splitlines()
@@ -143,7 +144,8 @@ def test_the_model_that_is_pulled_answers_as_it_was_taught(site: Site, trained: 
     assert {Path(path).parent.name for path in pulled} == {"lora", "gguf", "report"}
     given = list(answers(tmp_path / "gguf" / "demo.Q8_0.gguf", HELD_OUT))
     assert sum(map(is_in_format, given)) >= 8, given
-    assert is_in_format(answer_with(tmp_path / "lora", HELD_OUT[0]))
+    given = [answer_with(tmp_path / "lora", prompt) for prompt in HELD_OUT[:3]]
+    assert sum(map(is_in_format, given)) >= 2, given
 
 
 def answer_with(adapter: Path, prompt: str) -> str:
