@@ -49,8 +49,14 @@ class Submission:
 
 def submission_of(config: RunConfig, config_bytes: bytes, runs: str, submitter: str) -> Submission:
     """Of a config, its file's bytes, a root of runs, and whoever submits it, for the record."""
-    uri = f"{runs}/{config_key(config_bytes)}"
-    return Submission(config.name, runs, uri, config.compute, submitter, version("finetune"))
+    return Submission(
+        model=config.name,
+        runs=runs,
+        config_uri=f"{runs}/{config_key(config_bytes)}",
+        compute=config.compute,
+        submitter=submitter,
+        version=version("finetune"),
+    )
 
 
 def build_job(template: Manifest, submission: Submission, run_id: str, spec_sha256: str) -> Manifest:

@@ -46,7 +46,7 @@ def build(target: str = "trainer") -> StoredImage:
     images = CACHE / "images"
     images.mkdir(parents=True, exist_ok=True)
     log = images / f"{target}.log"
-    with (images / f"{target}.lock").open("w") as lock, log.open("wb") as output:
+    with (images / "build.lock").open("w") as lock, log.open("wb") as output:  # one for both, which share a base
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second build waits for the first, and then finds its work done
         sources = _sources()
         if (found := _inspected(target)) and found["Labels"].get(_MADE_FROM) == sources:
