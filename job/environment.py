@@ -68,5 +68,11 @@ def environment(
 
 # Without the first, a pod on a node that lost its GPU would train on the CPU for days.
 _GPU = {"UNSLOTH_DISABLE_CPU_FALLBACK": "1"}
-# Unsloth picks bfloat16 by the processor, and the same run would differ from machine to machine.
-_CPU = {"UNSLOTH_FORCE_CPU": "1", "UNSLOTH_CPU_BF16": "0"}
+_CPU = {
+    "UNSLOTH_FORCE_CPU": "1",
+    # Unsloth picks bfloat16 by the processor, and the same run would differ from machine to machine.
+    "UNSLOTH_CPU_BF16": "0",
+    # When it is imported Inductor starts processes to compile for it, each with a torch of its own. Unsloth has it
+    # compile in-process where a pod has its GPU; on a CPU there is nothing to compile.
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+}

@@ -133,7 +133,8 @@ def execute(
         plan = write_plan(this, inputs, scratch, settings.llama_cpp, checkpoint)
     if published is None:
         with stages.enter("train"):
-            export(plan, scratch, heard, variables, settings, "--check")
+            if checkpoint is None:  # else the attempt that kept it has come past this
+                export(plan, scratch, heard, variables, settings, "--check")
             published = train(attempt, plan, inputs, scratch, variables, settings, heard, interruption)
     with stages.enter("export"):
         export(plan, scratch, heard, variables, settings)

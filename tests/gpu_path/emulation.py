@@ -9,13 +9,11 @@ and what it cannot is in docs/gpu.md.
 import os
 import sys
 import types
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from typing import Any
 
 from tests.gpu_path import recording
 from tests.gpu_path.replacing import replace
+from tests.importing import around_import
 
 CARD = "FINETUNE_TEST_GPU"
 """Set: the same tests run on this machine's GPU, and nothing is emulated."""
@@ -36,43 +34,25 @@ def prepare() -> None:
             "CUDA_VISIBLE_DEVICES": "",
             "ACCELERATE_USE_CPU": "true",  # gloo between ranks
             "TORCHDYNAMO_DISABLE": "1",  # eager is the semantics; Inductor's C++ is not what a GPU runs
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # else its import starts processes that compile
             "UNSLOTH_DISABLE_PINNED_MEMORY": "1",  # needs a driver
         }
-    sys.meta_path.insert(0, _AfterUnsloth())
+    around_import("unsloth", after=_after, before=_before)
 
 
-class _AfterUnsloth(MetaPathFinder):
-    """Does its work around the first import of unsloth."""
-
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if fullname != "unsloth":
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
-        assert spec
-        assert spec.loader
-        spec.loader = _Around(spec.loader)
-        return spec
+def _before() -> None:
+    if not on_card():
+        _imaginary_card()
 
 
-class _Around(Loader):
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        if not on_card():
-            _imaginary_card()
-        self._loader.exec_module(module)
-        recording.install()
-        if not on_card():
-            _install()
-        if os.environ.get("GPU_PATH_DTYPE") == "float32":
-            _without_bfloat16()
-        if os.environ.get("GPU_PATH_SPOIL") == "accumulation":
-            _spoil_accumulation()
+def _after() -> None:
+    recording.install()
+    if not on_card():
+        _install()
+    if os.environ.get("GPU_PATH_DTYPE") == "float32":
+        _without_bfloat16()
+    if os.environ.get("GPU_PATH_SPOIL") == "accumulation":
+        _spoil_accumulation()
 
 
 def _imaginary_card() -> None:

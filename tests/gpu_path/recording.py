@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def install() -> None:
         return model
 
     get_peft_model = replace(FastLanguageModel, "get_peft_model", staticmethod(started))
-    record_batches()
+    record_batches(batches.append)
     if name := os.environ.get("GPU_PATH_RECORD"):
         rank = os.environ.get("RANK", "0")
         atexit.register(_write, Path(f"{name}.{rank}.json"))
@@ -50,8 +51,8 @@ def start_adapter(model: Any, seed: int = 11) -> None:
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=draw))
 
 
-def record_batches() -> None:
-    """Hashes what the trainer hands to its collator for training."""
+def record_batches(record: Callable[[str], object]) -> None:
+    """Hands on a hash of the ids and labels of what the trainer hands to its collator for training."""
     from transformers import Trainer
 
     def recorded(self: Any) -> Any:
@@ -59,7 +60,7 @@ def record_batches() -> None:
 
         def hashed(features: Any) -> Any:
             rows = [([int(i) for i in row["input_ids"]], [int(i) for i in row["labels"]]) for row in features]
-            batches.append(hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16])
+            record(hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16])
             return collate(features)
 
         self.data_collator = hashed

@@ -60,7 +60,7 @@ def main(plan_path: str, chats_path: str, out: str) -> int:
     model = load(plan)
     recording.start_adapter(model)
     model.save_pretrained(f"{out}/start")
-    recording.record_batches()
+    recording.record_batches(recording.batches.append)
     trainer = Trainer(
         model=model,
         train_dataset=[row(chat["messages"], tokenizer) for chat in chats],

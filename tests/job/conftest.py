@@ -46,6 +46,7 @@ class Pod:
         """Starts it; the caller sees it end."""
         environment = {
             **os.environ,
+            "PYTHONPATH": str(self.package),
             **self.variables,
             "FINETUNE_CONFIG": self.config,
             "FINETUNE_RUNS": self.root,
@@ -53,7 +54,6 @@ class Pod:
             "FINETUNE_TERMINATION_LOG": str(self.scratch.with_name("termination-log")),
             "FINETUNE_HEARTBEAT_SECONDS": "1",
             "FINETUNE_STALE_SECONDS": "4",
-            "PYTHONPATH": str(self.package),
             **variables,
         }
         command = [*prefix, sys.executable, "-m", "job", *flags]

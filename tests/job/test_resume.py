@@ -23,8 +23,10 @@ from tests.reliability.starts import SOAK, kill, log_of
 Make = Callable[..., Pod]
 Log = list[dict[str, Any]]
 
-STEPS, SAVE_STEPS = 120, 10
-TRAINING = {"max_steps": STEPS, "save_steps": SAVE_STEPS}
+SITE = Path(__file__).parent / "site"
+STEPS, SAVE_STEPS, BATCHES = 120, 10, 4
+"""The last of these: how many micro batches a step takes."""
+TRAINING = {"max_steps": STEPS, "save_steps": SAVE_STEPS, "gradient_accumulation_steps": BATCHES}
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1}
 
 
@@ -33,7 +35,7 @@ class Undisturbed:
     """What the run comes to when nothing happens to it."""
 
     result: Result
-    steps: set[tuple[int, float, float]]
+    log: Log
     seconds: float
 
 
@@ -47,19 +49,45 @@ def trained() -> list[Undisturbed]:
 def undisturbed(pod: Make, trained: list[Undisturbed]) -> Undisturbed:
     """The run in one start, trained once for all tests."""
     if not trained:
-        start = pod(TRAINING, lora=LORA)
+        start = watched(pod(TRAINING, lora=LORA))
         start = replace(start, root=f"{start.root}-undisturbed")
         began = time.monotonic()
         ended = start.start()
         assert ended.code == 0, ended.printed
         seconds = time.monotonic() - began
-        trained.append(Undisturbed(result_of(open_storage(start.root)), steps_of(ended.log), seconds))
+        trained.append(Undisturbed(result_of(open_storage(start.root)), ended.log, seconds))
+        assert len(batches_of(ended.log)) >= STEPS * BATCHES
     return trained[0]
 
 
-def steps_of(log: Log) -> set[tuple[int, float, float]]:
+def watched(pod: Pod) -> Pod:
+    """The same, whose training prints which rows it takes."""
+    return replace(pod, variables={**pod.variables, "PYTHONPATH": f"{pod.package}{os.pathsep}{SITE}"})
+
+
+def assert_as_undisturbed(start: Pod, logs: list[Log], undisturbed: Undisturbed) -> None:
+    """A run of several starts came to the same adapter, by the same rows in the same order, learning rates and losses."""
+    one, other = result_of(open_storage(start.root)), undisturbed.result
+    assert weights(one) == weights(other)
+    assert (one.train.steps, one.train.train_loss) == (STEPS, other.train.train_loss)
+    assert (one.train.tokens_seen, one.train.tokens_trained) == (other.train.tokens_seen, other.train.tokens_trained)
+    assert {step for log in logs for step in steps_of(log)} == set(steps_of(undisturbed.log))
+    for log in logs:
+        began = [BATCHES * line["step"] for line in log if line["event"] == "training"]
+        taken, whole = batches_of(log), batches_of(undisturbed.log)
+        for at in began:
+            assert taken == whole[at : at + len(taken)]
+
+
+def steps_of(log: Log) -> list[tuple[int, float, float]]:
     """Each logged step, its loss and its learning rate."""
-    return {(line["step"], line["loss"], line["learning_rate"]) for line in log if line["event"] == "step"}
+    return [(line["step"], line["loss"], line["learning_rate"]) for line in log if line["event"] == "step"]
+
+
+def batches_of(log: Log) -> list[str]:
+    """A hash of the rows of each micro batch that was made ready; the last one of a start may not have been used."""
+    said = [line["text"] for line in log if line["event"] == "said"]
+    return [text for text in said if text.startswith("batch ")]
 
 
 def complete(storage: Storage) -> Iterator[tuple[str, Checkpoint]]:
@@ -101,7 +129,7 @@ def weights(result: Result) -> str:
 def test_a_run_that_is_killed_and_told_to_stop_comes_to_the_same_adapter(
     pod: Make, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    start = pod(TRAINING, lora=LORA)
+    start = watched(pod(TRAINING, lora=LORA))
     storage = open_storage(start.root)
 
     # Killed once a checkpoint is in the store.
@@ -110,7 +138,7 @@ def test_a_run_that_is_killed_and_told_to_stop_comes_to_the_same_adapter(
     wait_for_checkpoint(storage, first)
     first.kill()
     os.killpg(child, signal.SIGKILL)
-    first.communicate()
+    printed, _ = first.communicate()
     kept = max(checkpoint.step for _, checkpoint in complete(storage))
     assert kept < STEPS
 
@@ -134,10 +162,8 @@ def test_a_run_that_is_killed_and_told_to_stop_comes_to_the_same_adapter(
     assert (resumed["step"], resumed["from_attempt"]) == (last.step, 2)
     assert [line["step"] for line in third.events("step")] == list(range(last.step + 1, STEPS + 1))
 
-    one, other = result_of(storage), undisturbed.result
-    assert weights(one) == weights(other)
-    assert (one.attempt, one.train.steps, one.train.train_loss) == (3, STEPS, other.train.train_loss)
-    assert (one.train.tokens_seen, one.train.tokens_trained) == (other.train.tokens_seen, other.train.tokens_trained)
+    assert result_of(storage).attempt == 3
+    assert_as_undisturbed(start, [log_of(printed), stopped.log, third.log], undisturbed)
 
 
 @pytest.mark.skipif(not SOAK, reason="`make soak`: each start imports the training stack")
@@ -146,13 +172,8 @@ def test_a_run_that_is_told_to_stop_at_ten_moments_comes_to_the_same_adapter(
     pod: Make, undisturbed: Undisturbed
 ) -> None:
     draw, told, runs = random.Random(1), 0, 0
-    fresh, log = pod(TRAINING, lora=LORA), []
+    fresh, logs = watched(pod(TRAINING, lora=LORA)), list[Log]()
     start = fresh
-
-    def assert_equal_to_undisturbed(log: Log) -> None:
-        assert steps_of(log) == undisturbed.steps
-        assert weights(result_of(open_storage(start.root))) == weights(undisturbed.result)
-
     while told < 10:
         process = start.process()
         time.sleep(draw.uniform(0, undisturbed.seconds))
@@ -161,14 +182,14 @@ def test_a_run_that_is_told_to_stop_at_ten_moments_comes_to_the_same_adapter(
         out, err = process.communicate(timeout=300)
         assert "Traceback" not in out + err
         assert process.returncode in (75, 0, -signal.SIGTERM), "the last of these: before Python listens"
-        log += log_of(out)
+        logs.append(log_of(out))
         if process.returncode == 0:  # the next moment is one of another run
-            assert_equal_to_undisturbed(log)
-            runs, log = runs + 1, []
+            assert_as_undisturbed(start, logs, undisturbed)
+            runs, logs = runs + 1, []
             start = replace(fresh, root=f"{fresh.root}-{runs}")
     last = start.start()
     assert last.code == 0, last.printed
-    assert_equal_to_undisturbed(log + last.log)
+    assert_as_undisturbed(start, [*logs, last.log], undisturbed)
 
 
 Reached = Callable[[Log], bool]
@@ -204,18 +225,16 @@ def killed(start: Pod, reached: Reached) -> Log:
 
 
 @pytest.mark.timeout(4 * 3600 if SOAK else 3600)  # each start imports the training stack
-def test_a_run_that_is_killed_again_and_again_comes_to_the_same_adapter(pod: Make, undisturbed: Undisturbed) -> None:
+def test_a_run_that_is_killed_in_every_stage_comes_to_the_same_adapter(pod: Make, undisturbed: Undisturbed) -> None:
     draw = random.Random(0)  # 30 draws: 9 of them pass a checkpoint, the second is the first one that does
     points = [in_stage("download"), *(trained_for(draw.randint(1, 13)) for _ in range(30 if SOAK else 10))]
-    if SOAK:
-        points += [in_stage("export"), in_stage("export", "exporting")]
-    start = pod(TRAINING, lora=LORA, export={"gguf": ["f16"] if SOAK else []})
+    points += [in_stage("export"), in_stage("export", "exporting"), in_stage("publish")]
+    start = watched(pod(TRAINING, lora=LORA, export={"gguf": ["f16"]}))
     logs = [killed(start, reached) for reached in points]
     last = start.start()
     assert last.code == 0, last.printed
-    log = [line for each in (*logs, last.log) for line in each]
+    fresh, resumed = ({line["event"] for line in log} for log in (logs[1], logs[3]))
+    assert ("exporting" in fresh, "exporting" in resumed) == (True, False), "that it can be exported is proved once"
     assert [line["step"] for line in logs[3] if line["event"] == "resumed"] == [SAVE_STEPS]
-    assert steps_of(log) == undisturbed.steps
-    result = result_of(open_storage(start.root))
-    assert weights(result) == weights(undisturbed.result)
-    assert result.train.train_loss == undisturbed.result.train.train_loss
+    assert last.events("training is done") != []
+    assert_as_undisturbed(start, [*logs, last.log], undisturbed)
