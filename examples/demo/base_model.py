@@ -4,6 +4,7 @@ The model is by Hugging Face, under Apache-2.0. Its weights come dequantised fro
 the original. Its tokenizer is rebuilt from the GGUF's vocabulary, and tokenizes as the original does.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -22,13 +23,16 @@ _CONTROL = 3  # llama.cpp's token type of special tokens
 def base_model() -> Path:
     """The base model's directory, in the cache; made when it is not there (half a minute)."""
     directory = CACHE / "SmolLM2-135M-Instruct"
-    if not directory.exists():
-        unfinished = directory.with_name(f"{directory.name}.{os.getpid()}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        write_weights(unfinished)
-        write_tokenizer(unfinished)
-        (unfinished / "README.md").write_text(_MODEL_CARD)
-        unfinished.rename(directory)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with directory.with_suffix(".lock").open("w") as lock:  # a second one that asks for it waits
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.exists():
+            unfinished = directory.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            write_weights(unfinished)
+            write_tokenizer(unfinished)
+            (unfinished / "README.md").write_text(_MODEL_CARD)
+            unfinished.rename(directory)
     return directory
 
 

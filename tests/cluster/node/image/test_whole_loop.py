@@ -86,7 +86,7 @@ def test_a_site_changes_its_image_and_its_store_and_nothing_else(
     shipped = yaml.safe_load((ROOT / "k8s" / "job.yaml").read_bytes())
     before, after = (yaml.safe_dump(each).splitlines() for each in (shipped, site.template))
     with capsys.disabled():
-        sys.stdout.writelines(
+        sys.stderr.writelines(  # which is seen beside another worker, too
             f"\n{line}" for line in difflib.unified_diff(before, after, "k8s/job.yaml", "the site's", n=1)
         )
     assert changed(shipped, site.template) == SITES_OWN
