@@ -6,9 +6,10 @@ from job.contract.exits import Exit
 from job.storage.opening import open_storage
 from launcher.status import Phase
 from tests.cluster.conftest import until
-from tests.cluster.node.attempts import attempts
+from tests.cluster.node.attempts import assert_whole, attempts
 from tests.cluster.node.conftest import TRAINING, Bench
-from tests.cluster.node.interrupted import ends_whole, living_pods, trains
+from tests.cluster.node.interrupted import condition, ends_whole, living_pods, trains
+from tests.soak.conftest import Elsewhere
 
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 ENDINGS = (Exit.INTERRUPTED, Exit.FENCED, Exit.IO, None)
@@ -49,6 +50,25 @@ def test_a_node_that_is_given_up_and_comes_back(bench: Bench, node: Node, uninte
     node.return_kubelet()
     [first, _] = ends_whole(bench, launcher, run, uninterrupted)
     assert first.code in ENDINGS, first.log[-5:]
+
+
+def test_a_pod_that_is_overtaken_on_a_lost_node(
+    bench: Bench, node: Node, elsewhere: Elsewhere, uninterrupted: str
+) -> None:
+    """It trains on where nobody can tell it to stop, until the store tells it of its successor."""
+    launcher, run = trains(bench, seconds=1.5)
+    node.kill_kubelet()
+    assert elsewhere(bench, run).start().code == Exit.OK
+    until(lambda: attempts(open_storage(bench.root), run)[0].code)
+    found = assert_whole(open_storage(bench.root), run, uninterrupted)
+    assert [attempt.code for attempt in found] == [Exit.FENCED, Exit.OK]
+    node.return_kubelet()
+    until(lambda: condition(bench, run, "Complete"))
+    job = bench.cluster.get_job(run)
+    assert job
+    assert job["status"]["failed"] == 1, "a 76 is tried again, and counted"
+    assert launcher.status(run).phase == Phase.SUCCEEDED
+    assert len(attempts(open_storage(bench.root), run)) == 2, "the pod that Kubernetes made found the result"
 
 
 def lose(bench: Bench, node: Node) -> None:

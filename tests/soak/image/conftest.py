@@ -8,6 +8,8 @@ import pytest
 
 from tests.cluster.node.conftest import Bench
 from tests.cluster.node.image.conftest import site
+from tests.job.conftest import Pod
+from tests.soak.conftest import Elsewhere, pod_of
 
 __all__ = ["site"]
 
@@ -24,3 +26,9 @@ class Roomy(Bench):
 @pytest.fixture(scope="session")
 def kind() -> type[Bench]:
     return Roomy
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, llama_cpp: Path) -> Elsewhere:
+    """Another pod of a run's Job, which trains as the image does."""
+    return lambda bench, run: pod_of(Pod, bench, run, tmp_path, FINETUNE_LLAMA_CPP=str(llama_cpp))

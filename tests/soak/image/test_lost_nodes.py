@@ -14,6 +14,7 @@ from tests.soak.image.conftest import Roomy
 from tests.soak.test_lost_nodes import (
     test_a_node_that_comes_back,
     test_a_node_that_is_given_up_and_comes_back,
+    test_a_pod_that_is_overtaken_on_a_lost_node,
     test_a_pod_that_was_deleted_by_force_and_trains_on,
 )
 from tests.tiny import sums
@@ -21,6 +22,7 @@ from tests.tiny import sums
 __all__ = [
     "test_a_node_that_comes_back",
     "test_a_node_that_is_given_up_and_comes_back",
+    "test_a_pod_that_is_overtaken_on_a_lost_node",
     "test_a_pod_that_was_deleted_by_force_and_trains_on",
 ]
 
