@@ -10,7 +10,13 @@ _TRACKERS = {"wandb": "WANDB_", "mlflow": "MLFLOW_", "tensorboard": "TENSORBOARD
 
 
 def environment(
-    home: Path, report: Path, llama_cpp: Path, gpus: int, trackers: tuple[str, ...], inherited: Mapping[str, str]
+    home: Path,
+    report: Path,
+    llama_cpp: Path,
+    gpus: int,
+    cpus: int,
+    trackers: tuple[str, ...],
+    inherited: Mapping[str, str],
 ) -> dict[str, str]:
     """The variables of a child.
 
@@ -19,13 +25,16 @@ def environment(
         report: where trackers leave files that are published.
         llama_cpp: the pinned llama.cpp.
         gpus: 0 for a CPU.
+        cpus: how many threads have a processor each.
         trackers: `training.report_to`; their own variables are passed on.
         inherited: the supervisor's environment.
     """
     prefixes = _INHERITED_PREFIXES + tuple(_TRACKERS[name] for name in trackers)
     passed = {name: text for name, text in inherited.items() if name in _INHERITED or name.startswith(prefixes)}
     return (
-        passed
+        # Torch counts the node's processors. Threads that a pod has no share for wait for each other within its quota.
+        {"OMP_NUM_THREADS": str(max(1, cpus // max(1, gpus)))}
+        | passed
         | {
             # A uid without a passwd entry has no home and no name: torch and Unsloth ask for both at import.
             "HOME": str(home),

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from job.contract.config import Quantization
 from job.contract.errors import ConfigError, DataError, KilledError, LocalIOError
+from job.machine import read_machine
 
 # `enum llama_ftype` in llama.h: what `general.file_type` of a GGUF says.
 FILE_TYPES: dict[Quantization, int] = {
@@ -33,7 +34,7 @@ FILE_TYPES: dict[Quantization, int] = {
 CONVERTED: tuple[Quantization, ...] = ("f32", "f16", "bf16")
 """What the converter writes; the others are quantized from one of these."""
 
-_INHERITED = ("PATH", "LANG", "LC_ALL", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+_INHERITED = ("PATH", "LANG", "LC_ALL", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "OMP_NUM_THREADS")
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 _NO_SPACE = "No space left on device"
 _WARNING = 3  # `enum ggml_log_level`; above it is only ERROR
@@ -121,7 +122,7 @@ def quantize(source: Path, out: Path, quantization: Quantization) -> None:
     """
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = FILE_TYPES[quantization]
-    parameters.nthread = _threads()
+    parameters.nthread = read_machine().usable_cpus
     said = _listen()
     if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(parameters)):
         words = "; ".join(said)
@@ -151,7 +152,7 @@ class Model:
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context
-        parameters.n_threads = parameters.n_threads_batch = _threads()
+        parameters.n_threads = parameters.n_threads_batch = read_machine().usable_cpus
         self._context = llama_cpp.llama_init_from_model(self._model, parameters)
         if not self._context:
             llama_cpp.llama_model_free(self._model)
@@ -217,10 +218,6 @@ class Model:
                 raise DataError("libllama computes what is not a number from this GGUF")
             answer.append(int(logits.argmax()))
         return answer
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 _said: deque[str] = deque(maxlen=6)

@@ -1,6 +1,7 @@
 """This pod or machine beside what `compute` asks for: memory, processors, shared memory, compiler, clock."""
 
 import importlib.util
+import math
 import os
 import shutil
 import sysconfig
@@ -40,6 +41,11 @@ class Machine:
     def usable_memory(self) -> int:
         """What there is of it, in bytes, or what of it is granted."""
         return min(self.memory_bytes, self.memory_limit or self.memory_bytes)
+
+    @property
+    def usable_cpus(self) -> int:
+        """How many threads have a processor each: what there are of them, or what of them is granted."""
+        return max(1, math.ceil(min(self.cpus, self.cpu_limit or self.cpus)))
 
 
 def read_machine(cgroup: Path = _CGROUP, shm: Path = Path("/dev/shm")) -> Machine:

@@ -20,6 +20,7 @@ from job.environment import environment
 from job.hearing import Heard
 from job.interruption import Interruption
 from job.logs import LogBuffer
+from job.machine import read_machine
 from job.model_card import localize_adapter
 from job.preflight import check_machine, check_trackers
 from job.preparation import prepare_inputs, write_plan
@@ -176,8 +177,9 @@ def execute(
 
 def child_environment(this: Run, scratch: Scratch, settings: Settings) -> dict[str, str]:
     """The variables of this run's children."""
-    report_to = this.spec.recipe.training.report_to
-    return environment(scratch.home, scratch.report, settings.llama_cpp, this.spec.gpus, report_to, os.environ)
+    gpus, report_to = this.spec.gpus, this.spec.recipe.training.report_to
+    cpus = read_machine().usable_cpus
+    return environment(scratch.home, scratch.report, settings.llama_cpp, gpus, cpus, report_to, os.environ)
 
 
 def export(

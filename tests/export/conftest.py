@@ -64,7 +64,7 @@ def write_adapter(plan: Plan, scale: float = 0.1) -> None:
 def export(plan: Plan, scratch: Scratch, *flags: str) -> list[Event]:
     """Runs the child to its end, as the supervisor does but without any network; its events, in order."""
     scratch.plan.write_bytes(canonical_bytes(plan))
-    variables = environment(scratch.home, scratch.report, Path(plan.llama_cpp), plan.gpus, (), os.environ)
+    variables = environment(scratch.home, scratch.report, Path(plan.llama_cpp), plan.gpus, 2, (), os.environ)
     variables["PYTHONPATH"] = str(ROOT)
     events: list[Event] = []
     command = [*without_network(), *export_command(scratch.plan, *flags)]

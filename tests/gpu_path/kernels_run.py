@@ -23,7 +23,7 @@ Found = dict[str, Check]
 def run_kernels(place: Path) -> Found:
     """The checks by name."""
     (place / "tmp").mkdir(parents=True)
-    variables = environment(place, place, place, 1, (), os.environ) | emulated("bfloat16")
+    variables = environment(place, place, place, 1, 1, (), os.environ) | emulated("bfloat16")
     variables["UNSLOTH_GEMV_MAX_ROWS"] = "2"  # on most cards Unsloth's limit is one row
     run_plain("kernels", [str(place / "found.json")], variables, place)
     checks: Found = json.loads((place / "found.json").read_text())

@@ -88,14 +88,13 @@ def emulated(dtype: str) -> dict[str, str]:
     return {
         "PYTHONPATH": f"{ROOT}/tests/gpu_path/site:{ROOT}",
         "GPU_PATH_DTYPE": dtype,
-        "OMP_NUM_THREADS": "1",
         **({CARD: card} if card else {}),
     }
 
 
 def variables_of(plan: Plan, scratch: Scratch) -> dict[str, str]:
     """The child's variables."""
-    own = environment(scratch.home, scratch.report, Path(plan.llama_cpp), plan.gpus, (), os.environ)
+    own = environment(scratch.home, scratch.report, Path(plan.llama_cpp), plan.gpus, 1, (), os.environ)
     return own | emulated(plan.recipe.dtype)
 
 

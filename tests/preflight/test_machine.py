@@ -68,6 +68,12 @@ def test_without_a_limit_there_is_what_the_machine_has(files: dict[str, str], tm
     assert machine.cpu_limit is None
 
 
+@pytest.mark.parametrize(("cpus", "limit", "usable"), [(96, 4, 4), (96, 2.5, 3), (96, 0.5, 1), (2, 4, 2), (8, None, 8)])
+def test_threads_are_as_many_as_have_a_processor(cpus: int, limit: float | None, usable: int) -> None:
+    machine = Machine(memory_bytes=GIB, memory_limit=None, cpus=cpus, cpu_limit=limit, shm_bytes=0)
+    assert machine.usable_cpus == usable
+
+
 OOM_V2 = {
     "memory.max": "8589934592",
     "memory.peak": "8589934000",

@@ -1,12 +1,14 @@
 from pathlib import Path
 
+import pytest
+
 from job.environment import environment
 
 _HOME, _REPORT, _LLAMA = Path("/scratch/home"), Path("/scratch/report"), Path("/opt/llama.cpp")
 
 
-def of(gpus: int = 1, trackers: tuple[str, ...] = (), **inherited: str) -> dict[str, str]:
-    return environment(_HOME, _REPORT, _LLAMA, gpus, trackers, inherited)
+def of(gpus: int = 1, cpus: int = 4, trackers: tuple[str, ...] = (), **inherited: str) -> dict[str, str]:
+    return environment(_HOME, _REPORT, _LLAMA, gpus, cpus, trackers, inherited)
 
 
 def test_no_credential_of_the_store_reaches_a_child() -> None:
@@ -24,6 +26,12 @@ def test_a_gpu_run_never_falls_back_to_the_cpu_and_a_cpu_run_says_so() -> None:
     assert gpu["UNSLOTH_DISABLE_CPU_FALLBACK"] == "1"
     assert "UNSLOTH_FORCE_CPU" not in gpu
     assert (cpu["UNSLOTH_FORCE_CPU"], cpu["UNSLOTH_CPU_BF16"]) == ("1", "0")
+
+
+@pytest.mark.parametrize(("gpus", "cpus", "threads"), [(0, 4, "4"), (1, 4, "4"), (2, 4, "2"), (8, 4, "1")])
+def test_each_process_has_threads_for_its_share_of_the_processors(gpus: int, cpus: int, threads: str) -> None:
+    assert of(gpus, cpus)["OMP_NUM_THREADS"] == threads
+    assert of(gpus, cpus, OMP_NUM_THREADS="3")["OMP_NUM_THREADS"] == "3", "whoever sets it knows better"
 
 
 def test_every_cache_lies_on_scratch() -> None:

@@ -30,7 +30,7 @@ def train(plan: Plan, scratch: Scratch, events: list[Event] | None = None) -> li
     """Runs the child to its end; its events, in order, also in `events`."""
     scratch.plan.write_bytes(canonical_bytes(plan))
     events = [] if events is None else events
-    variables = environment(scratch.home, scratch.report, Path(plan.llama_cpp), plan.gpus, (), os.environ)
+    variables = environment(scratch.home, scratch.report, Path(plan.llama_cpp), plan.gpus, 2, (), os.environ)
     variables["PYTHONPATH"] = str(Path(__file__).parents[2])
     run_child(
         train_command(scratch.plan, plan.gpus), variables, scratch.work, scratch.events, events.append, lambda _: None
@@ -238,7 +238,7 @@ def end_of(work: str, plan: Plan, scratch: Scratch, hear: Callable[[Event], None
     scratch.plan.write_bytes(canonical_bytes(plan))
     code = f"import sys, torch\nfrom job.telling import run_child\ndef work(plan, teller):\n    {work}\nsys.exit(run_child(work, sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(scratch.plan)]
-    variables = environment(scratch.home, scratch.report, Path(plan.llama_cpp), 0, (), os.environ)
+    variables = environment(scratch.home, scratch.report, Path(plan.llama_cpp), 0, 2, (), os.environ)
     variables["PYTHONPATH"] = str(Path(__file__).parents[2])
     run_child(command, variables, scratch.work, scratch.events, hear, lambda _: None)
 
