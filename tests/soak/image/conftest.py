@@ -31,4 +31,5 @@ def kind() -> type[Bench]:
 @pytest.fixture
 def elsewhere(tmp_path: Path, llama_cpp: Path) -> Elsewhere:
     """Another pod of a run's Job, which trains as the image does."""
-    return lambda bench, run: pod_of(Pod, bench, run, tmp_path, FINETUNE_LLAMA_CPP=str(llama_cpp))
+    as_there = {"FINETUNE_LLAMA_CPP": str(llama_cpp), "OMP_NUM_THREADS": "1"}
+    return lambda bench, run: pod_of(Pod, bench, run, tmp_path, **as_there)
