@@ -170,7 +170,7 @@ clean: ## remove all that was built here; the caches stay
 $(INSTALLED): uv.lock pyproject.toml .python-version | $(UV)
 	@$(UV) python find >/dev/null 2>&1 || $(UV) python install || \
 		{ echo "Python 3.11 is needed: apt-get install python3.11, or pyenv install 3.11" >&2; exit 1; }
-	@# The children of the job write no bytecode: without it each of them would compile the training stack for 15 s.
+	@# The job's children write no bytecode. Were there none, each of them would compile the training stack for 15 s.
 	$(UV) sync --locked --extra train --extra tensorboard --compile-bytecode
 	@touch $@
 

@@ -24,7 +24,7 @@ import urllib3
 from bench import Figure, at_most
 from bench.processes import PEAK_KIB
 from bench.site import FINETUNE, KUBECTL, RUNS_ROOT, Site, open_site
-from examples.demo.base_model import CACHE
+from examples.cache import CACHE
 from job.contract.keys import RunKeys, index_key
 from job.contract.model import canonical_bytes
 

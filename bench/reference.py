@@ -24,6 +24,7 @@ from job.dataset.prepared import TRAIN_ROWS
 from job.dataset.preparing import prepare
 from job.dataset.tokenizer import load_tokenizer
 from job.environment import environment
+from job.machine import read_machine
 from job.storage.opening import open_storage
 
 _STEPS = int(os.environ.get("BENCH_STEPS", "60"))
@@ -89,7 +90,7 @@ def _rows_sha256(root: Path, data: Path) -> str:
 def _script(root: Path, data: Path, llama_cpp: Path) -> tuple[Mapping[str, Any], float]:
     out = root / "script"
     (out / "home" / "tmp").mkdir(parents=True)
-    variables = environment(out / "home", out, llama_cpp, 0, (), os.environ)
+    variables = environment(out / "home", out, llama_cpp, 0, read_machine().usable_cpus, (), os.environ)
     command = [sys.executable, str(Path(__file__).with_name("reference_script.py"))]
     arguments = [str(base_model()), str(data), str(out), str(llama_cpp), str(_STEPS)]
     began = time.monotonic()

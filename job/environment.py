@@ -81,7 +81,7 @@ _CPU = {
     "UNSLOTH_FORCE_CPU": "1",
     # Unsloth picks bfloat16 by the processor, and the same run would differ from machine to machine.
     "UNSLOTH_CPU_BF16": "0",
-    # When it is imported Inductor starts processes to compile for it, each with a torch of its own. Unsloth has it
-    # compile in-process where a pod has its GPU; on a CPU there is nothing to compile.
+    # When it is imported Inductor starts processes to compile for it, each with a torch of its own, and half as much work
+    # again. Where NVIDIA_VISIBLE_DEVICES names cards, as in a pod, Unsloth sets the same.
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
 }

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from examples.demo.base_model import CACHE
+from examples.cache import CACHE
 from examples.demo.server import s3_server
 from job.storage.s3_client import forget_client
 from launcher.manifest import Manifest

@@ -1,4 +1,4 @@
-"""Work around a process's first import of a module, for code that the process itself does not hold."""
+"""Work around the first import of a module, hooked by a `sitecustomize`: the program need not know of it."""
 
 import sys
 import types

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from examples.demo.base_model import CACHE
+from examples.cache import CACHE
 from examples.demo.server import free_ports
 
 HERE = Path(__file__).parent

@@ -42,7 +42,10 @@ def network() -> Iterator[Network]:
 def remove_abandoned() -> None:
     """Removes the bridges whose owner was killed."""
     for bridge in Path("/sys/class/net").glob(f"{_PREFIX}*"):
-        owner = (bridge / "ifalias").read_text().strip()
+        try:
+            owner = (bridge / "ifalias").read_text().strip()
+        except OSError:  # its owner has just removed it
+            continue
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
             _ip("link", "delete", bridge.name)
 

@@ -1,7 +1,6 @@
 """The images that ship, built by podman on this machine without a registry: see docs/image.md."""
 
 import base64
-import fcntl
 import hashlib
 import json
 import os
@@ -10,9 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from examples.cache import CACHE, making
 from examples.cluster.images import StoredImage
 from examples.cluster.standin import debian
-from examples.demo.base_model import CACHE
 
 _ROOT = Path(__file__).parents[2]
 _BASE = "localhost/debian:12-python"
@@ -44,17 +43,16 @@ def build(target: str = "trainer") -> StoredImage:
         RuntimeError: with the last of what the builder said.
     """
     images = CACHE / "images"
-    images.mkdir(parents=True, exist_ok=True)
     log = images / f"{target}.log"
-    with (images / "build.lock").open("w") as lock, log.open("wb") as output:  # one for both, which share a base
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second build waits for the first, and then finds its work done
+    with making(images / "build"):  # one at a time: both share a base
         sources = _sources()
         if (found := _inspected(target)) and found["Labels"].get(_MADE_FROM) == sources:
             return _stored(found, target)
-        if subprocess.run(["podman", "image", "exists", _BASE], check=False).returncode:
-            subprocess.run(["podman", "import", str(debian()), _BASE], stdout=output, stderr=output, check=True)
         command, told = [_ROOT / "docker" / "build.sh"], environment(target, f"--label={_MADE_FROM}={sources}")
-        built = subprocess.run(command, env=told, stdout=output, stderr=output, check=False)
+        with log.open("wb") as output:
+            if subprocess.run(["podman", "image", "exists", _BASE], check=False).returncode:
+                subprocess.run(["podman", "import", str(debian()), _BASE], stdout=output, stderr=output, check=True)
+            built = subprocess.run(command, env=told, stdout=output, stderr=output, check=False)
         found = _inspected(target)
         if built.returncode or not found:
             raise RuntimeError(f"the image was not built; the end of {log}:\n{log.read_text(errors='replace')[-3000:]}")

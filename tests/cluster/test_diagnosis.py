@@ -18,9 +18,9 @@ from typing import TypeVar
 
 import pytest
 
+from examples.cache import CACHE
 from examples.cluster.control_plane import ControlPlane, control_plane
 from examples.cluster.site import kubectl
-from examples.demo.base_model import CACHE
 from examples.demo.server import free_ports
 from job.contract.documents import Claim
 from job.contract.errors import JobError

@@ -22,7 +22,7 @@ def elsewhere(tmp_path: Path) -> Elsewhere:
     return lambda bench, run: pod_of(StandIn, bench, run, tmp_path)
 
 
-def pod_of(kind: type[Pod], bench: Bench, run: str, directory: Path, **variables: str) -> Pod:
+def pod_of(pod: type[Pod], bench: Bench, run: str, directory: Path, **variables: str) -> Pod:
     """The pod that a run's Job would have there."""
     job = bench.cluster.get_job(run)
     assert job
@@ -31,4 +31,4 @@ def pod_of(kind: type[Pod], bench: Bench, run: str, directory: Path, **variables
     place = directory / "elsewhere"
     place.mkdir()
     told = {"FINETUNE_RUN_ID": run, "FINETUNE_JOB_UID": job["metadata"]["uid"]}
-    return kind(bench.root, place / "scratch", config, told | variables)
+    return pod(bench.root, place / "scratch", config, told | variables)

@@ -26,6 +26,7 @@ def test_a_gpu_run_never_falls_back_to_the_cpu_and_a_cpu_run_says_so() -> None:
     assert gpu["UNSLOTH_DISABLE_CPU_FALLBACK"] == "1"
     assert "UNSLOTH_FORCE_CPU" not in gpu
     assert (cpu["UNSLOTH_FORCE_CPU"], cpu["UNSLOTH_CPU_BF16"]) == ("1", "0")
+    assert cpu["TORCHINDUCTOR_COMPILE_THREADS"] == "1", "else each import starts processes"
 
 
 @pytest.mark.parametrize(("gpus", "cpus", "threads"), [(0, 4, "4"), (1, 4, "4"), (2, 4, "2"), (8, 4, "1")])

@@ -18,8 +18,8 @@ from py_compile import PycInvalidationMode
 
 from packaging.requirements import Requirement
 
+from examples.cache import CACHE, making
 from examples.cluster.images import archive
-from examples.demo.base_model import CACHE
 
 IMAGE = "localhost/finetune-stand-in:1"
 _HERE = Path(__file__).parent
@@ -53,7 +53,9 @@ def build(path: Path) -> Path:
 def debian() -> Path:
     """Debian 12 with its Python 3.11: a minute on first use."""
     layer = CACHE / "images" / "debian-12-python.tar"
-    if not layer.exists():
+    with making(layer):
+        if layer.exists():
+            return layer
         with _made(layer) as directory:
             command = ["debootstrap", "--variant=minbase", f"--include={_INCLUDED}", "bookworm", str(directory)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -67,7 +69,9 @@ def _packages() -> Path:
     closure = _closure(["finetune", "matplotlib"])
     versions = "\n".join(f"{name} {found.version}" for name, found in sorted(closure.items()))
     layer = CACHE / "images" / f"packages-{hashlib.sha256(versions.encode()).hexdigest()[:16]}.tar"
-    if not layer.exists():
+    with making(layer):
+        if layer.exists():
+            return layer
         with _made(layer) as directory:
             for found in closure.values():
                 for file in found.files or ():

@@ -23,9 +23,16 @@ def trains(bench: Bench, seconds: float = 0.25) -> tuple[Launcher, str]:
 
 
 def few_failures(template: Manifest) -> None:
-    """One is borne; there is time to save oneself on a slow machine, and who dies without a word is given up soon."""
+    """One is borne; there is time to save oneself on a slow machine, and who dies without a word is given up soon.
+
+    A node that is lost is given up only by who says so.
+    """
+    pod = template["spec"]["template"]["spec"]
     template["spec"]["backoffLimit"] = 1
-    template["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 15
+    pod["terminationGracePeriodSeconds"] = 15
+    for toleration in pod["tolerations"]:
+        if "tolerationSeconds" in toleration:
+            toleration["tolerationSeconds"] = 900
     set_env(trainer(template), "FINETUNE_STALE_SECONDS", "10")
 
 

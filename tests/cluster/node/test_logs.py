@@ -4,6 +4,7 @@ import re
 
 from launcher.log_lines import LogLine
 from launcher.manifest import Manifest
+from tests.cluster.conftest import SECONDS
 from tests.cluster.node.conftest import Bench
 
 LINES = 3_000
@@ -31,7 +32,7 @@ def test_promise_37_each_line_of_each_attempt_once(bench: Bench) -> None:
 def test_promise_58_the_log_of_a_run_whose_pods_are_gone_comes_from_the_store(bench: Bench) -> None:
     launcher = bench.launcher()
     run = launcher.launch(bench.config("lines 500")).run_id
-    assert launcher.wait(run, timeout=120).phase == "Succeeded"
+    assert launcher.wait(run, timeout=SECONDS).phase == "Succeeded"
     from_pods = numbers([line.text for line in launcher.logs(run) if isinstance(line, LogLine)])
     job = bench.cluster.get_job(run)
     assert job

@@ -10,6 +10,7 @@ from examples.cluster.site import NAMESPACE
 from job.contract.keys import RunKeys
 from job.storage.opening import open_storage
 from launcher.log_lines import LogLine
+from tests.cluster.conftest import SECONDS
 from tests.cluster.node.conftest import Bench, Site
 
 KUBECTL = Path(sys.executable).with_name("kubectl")
@@ -18,7 +19,7 @@ KUBECTL = Path(sys.executable).with_name("kubectl")
 def test_a_gpu_is_given_to_the_pod_that_asks_for_one(bench: Bench) -> None:
     launcher = bench.launcher()
     run = launcher.launch(bench.config(compute={"gpus": 1, "gpu_memory_gib": 15})).run_id
-    ended = launcher.wait(run, timeout=120)
+    ended = launcher.wait(run, timeout=SECONDS)
     assert ended.phase == "Succeeded", ended
     [device] = [line for line in map(_event, launcher.logs(run)) if line.get("event") == "device"]
     assert device["names"] == ["pretended T4"]
@@ -29,7 +30,7 @@ def test_promise_60_the_launchers_role_is_enough_for_all_verbs(bench: Bench, sit
     manager = bench.launcher(impersonate=account)
     manager.cluster = manager.cluster.__class__(manager.cluster.api, NAMESPACE)
     run = manager.launch(bench.config()).run_id
-    assert manager.wait(run, timeout=120).phase == "Succeeded"
+    assert manager.wait(run, timeout=SECONDS).phase == "Succeeded"
     assert any(isinstance(line, LogLine) for line in manager.logs(run))
     assert manager.why(run) is None
     assert run in {line.status.run_id for line in manager.list()}
@@ -47,7 +48,7 @@ def test_a_night_that_finds_nothing_changed_trains_nothing(bench: Bench, site: S
     for number, name in enumerate(("first", "second")):
         create = ["create", "job", "--from=cronjob/bot", name, "-n", bench.cluster.namespace]
         subprocess.run([KUBECTL, *create], env=os.environ | site.environment, check=True, capture_output=True)
-        ended = launcher.wait(name, timeout=120)
+        ended = launcher.wait(name, timeout=SECONDS)
         assert (ended.phase, ended.run_id) == ("Succeeded", name)
         found = open_storage(bench.root).get(RunKeys(name).result)
         assert found
@@ -59,7 +60,7 @@ def test_a_night_that_finds_nothing_changed_trains_nothing(bench: Bench, site: S
 def test_promise_57_a_cancelled_pod_is_told_to_stop_and_leaves_no_result(bench: Bench) -> None:
     launcher = bench.launcher()
     run = launcher.launch(bench.config("seconds 0.5", training={"max_steps": 200})).run_id
-    for status in launcher.watch(run, timeout=120):
+    for status in launcher.watch(run, timeout=SECONDS):
         if status.stage == "train":
             break
     launcher.cancel(run)
@@ -76,7 +77,7 @@ def test_what_a_pod_leaves_to_freeze_is_frozen_by_its_first_attempt(bench: Bench
     launcher = bench.launcher()
     run = launcher.launch(bench.config(), freeze_in_pod=True).run_id
     assert open_storage(bench.root).head(RunKeys(run).spec) is None
-    assert launcher.wait(run, timeout=120).phase == "Succeeded"
+    assert launcher.wait(run, timeout=SECONDS).phase == "Succeeded"
     spec = open_storage(bench.root).get(RunKeys(run).spec)
     assert spec
     assert json.loads(spec[0])["dataset"]["train"][0]["etag"]

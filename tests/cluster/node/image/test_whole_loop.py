@@ -180,7 +180,7 @@ def test_a_night_trains_by_itself(bench: Bench, small: Path) -> None:
 def test_the_night_after_finds_nothing_changed(site: Site, trained: str) -> None:
     finetune(site, "schedule", CONFIG, "17 2 * * *")
     kubectl(site.environment["KUBECONFIG"], "create", "job", "--from=cronjob/demo", "demo-tonight")
-    assert "Succeeded" in finetune(site, "wait", "demo-tonight", "--timeout", "120")
+    assert "Succeeded" in finetune(site, "wait", "demo-tonight", "--timeout", str(SECONDS))
     finetune(site, "unschedule", "demo")
     found = open_storage(BUCKET).get(RunKeys("demo-tonight").result)
     assert found
