@@ -13,7 +13,7 @@ from job.storage.opening import open_storage
 from tests.cluster.node.attempts import adapter
 from tests.job.conftest import Ended
 from tests.reliability.reader import Reader
-from tests.reliability.starts import StandIn
+from tests.reliability.starts import ONE_BEAT, StandIn
 from tests.storage.faulty_s3 import Request, faulty_s3
 from tests.tiny import make_tiny_model, sums, tiny_config
 
@@ -77,7 +77,7 @@ def uninterrupted(stand_in: Make, seaweed: str) -> Uninterrupted:
     pod = stand_in()
     with Reader(pod.root), faulty_s3(seaweed) as (recorded, url):
         began = time.monotonic()
-        ended = pod.start(AWS_ENDPOINT_URL_S3=url)
+        ended = pod.start(AWS_ENDPOINT_URL_S3=url, **ONE_BEAT)
         seconds = time.monotonic() - began
         requests = [replace(request, body=b"") for request in recorded.seen]
     assert ended.code == 0, ended.printed

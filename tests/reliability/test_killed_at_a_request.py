@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tests.reliability.conftest import Make, Uninterrupted
 from tests.reliability.reader import Reader
-from tests.reliability.starts import SOAK, Process, dies, side_by_side
+from tests.reliability.starts import ONE_BEAT, SOAK, Process, dies, side_by_side
 from tests.storage.faulty_s3 import Fault, faulty_s3, only
 
 COMMITS = ("/complete.json", "/published.json", "/result.json", "/tiny/runs/", "/latest.json")
@@ -53,9 +53,9 @@ def test_a_run_that_dies_at_any_request_and_is_started_again(
         pod, dying = stand_in(), Process()
         with faulty_s3(seaweed) as (store, url), Reader(pod.root) as reader:
             store.faults = [moment.fault(dies(dying, forwarded=moment.forwarded))]
-            dying.started.append(process := pod.process(AWS_ENDPOINT_URL_S3=url))
+            dying.started.append(process := pod.process(AWS_ENDPOINT_URL_S3=url, **ONE_BEAT))
             printed = process.communicate(timeout=300)
-            # With fewer heartbeats than the recorded one a run has fewer requests, and may be over before the last ones.
+            # A checkpoint that gives way to a newer one is not sent: such a run may be over before the last requests.
             assert process.returncode == -9 or (moment.number and process.returncode == 0), (moment, printed)
             assert pod.finish() == uninterrupted.adapter, moment
         assert len(reader.marks("result.json")) == len(reader.marks("latest.json")) == 1, moment
