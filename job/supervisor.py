@@ -13,7 +13,7 @@ from job.attempt import Attempt, claim
 from job.children import export_command, run_child
 from job.contract.config import RunConfig
 from job.contract.config_file import parse_config
-from job.contract.documents import Artifacts, Result
+from job.contract.documents import Artifacts, Published, Result
 from job.contract.errors import DataError, JobError, NoInputError
 from job.contract.plan import Plan
 from job.environment import environment
@@ -23,7 +23,7 @@ from job.logs import LogBuffer
 from job.machine import read_machine
 from job.model_card import localize_adapter
 from job.preflight import check_machine, check_trackers
-from job.preparation import prepare_inputs, write_plan
+from job.preparation import Inputs, prepare_inputs, write_plan
 from job.publishing import publish_directory
 from job.report import RunFacts, write_report
 from job.resuming import end_uploads, newest_checkpoint, published_adapter
@@ -140,38 +140,48 @@ def execute(
     with stages.enter("export"):
         export(plan, scratch, heard, variables, settings)
     with stages.enter("publish"):
-        gguf = publish_directory(attempt, "gguf", scratch.gguf)
-        merged = publish_directory(attempt, "merged", scratch.merged)
-        artifacts = Artifacts(lora=published.files, gguf=gguf, merged=merged)
-        facts = RunFacts(
-            run_id=this.run_id,
-            root=this.storage.uri,
-            spec=this.spec,
-            base=inputs.base,
-            dataset=inputs.rows,
-            heard=heard,
-            artifacts=artifacts,
-            seconds_by_stage=stages.seconds,
-        )
-        write_report(scratch.report, facts)
-        artifacts = artifacts.model_copy(update={"report": publish_directory(attempt, "report", scratch.report)})
+        artifacts = publish(attempt, scratch, published, inputs, heard, stages)
         attempt.assert_newest()
-    return put_result(
-        this,
-        Result(
-            run_id=this.run_id,
-            spec_sha256=this.spec_sha256,
-            attempt=attempt.number,
-            artifacts=artifacts,
-            train=heard.summary,
-            seconds_by_stage=stages.seconds,
-            gpu_seconds=round(this.spec.gpus * sum(stages.seconds.values()), 3),
-            versions=heard.versions,
-            image=this.spec.image,
-            code_version=this.spec.code_version,
-            code_revision=settings.code_revision,
-            parents=(this.spec.base_model.uri, *(file.uri for file in this.spec.dataset.train)),
-        ),
+    return put_result(this, result_of(attempt, artifacts, heard, stages, settings))
+
+
+def publish(
+    attempt: Attempt, scratch: Scratch, published: Published, inputs: Inputs, heard: Heard, stages: Stages
+) -> Artifacts:
+    """All that the run delivers: beside the adapter that is published already what was exported of it, and the report."""
+    gguf = publish_directory(attempt, "gguf", scratch.gguf)
+    merged = publish_directory(attempt, "merged", scratch.merged)
+    artifacts = Artifacts(lora=published.files, gguf=gguf, merged=merged)
+    facts = RunFacts(
+        run_id=attempt.run.run_id,
+        root=attempt.run.storage.uri,
+        spec=attempt.run.spec,
+        base=inputs.base,
+        dataset=inputs.rows,
+        heard=heard,
+        artifacts=artifacts,
+        seconds_by_stage=stages.seconds,
+    )
+    write_report(scratch.report, facts)
+    return artifacts.model_copy(update={"report": publish_directory(attempt, "report", scratch.report)})
+
+
+def result_of(attempt: Attempt, artifacts: Artifacts, heard: Heard, stages: Stages, settings: Settings) -> Result:
+    """The run's answer, once all that it names is in the store."""
+    this = attempt.run
+    return Result(
+        run_id=this.run_id,
+        spec_sha256=this.spec_sha256,
+        attempt=attempt.number,
+        artifacts=artifacts,
+        train=heard.summary,
+        seconds_by_stage=stages.seconds,
+        gpu_seconds=round(this.spec.gpus * sum(stages.seconds.values()), 3),
+        versions=heard.versions,
+        image=this.spec.image,
+        code_version=this.spec.code_version,
+        code_revision=settings.code_revision,
+        parents=(this.spec.base_model.uri, *(file.uri for file in this.spec.dataset.train)),
     )
 
 
