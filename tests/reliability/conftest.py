@@ -77,7 +77,7 @@ def uninterrupted(stand_in: Make, seaweed: str) -> Uninterrupted:
     pod = stand_in()
     with Reader(pod.root), faulty_s3(seaweed) as (recorded, url):
         began = time.monotonic()
-        ended = pod.start(AWS_ENDPOINT_URL_S3=url, **ONE_BEAT)
+        ended = pod.start(AWS_ENDPOINT_URL_S3=url, FINETUNE_HEARTBEAT_SECONDS=ONE_BEAT)
         seconds = time.monotonic() - began
         requests = [replace(request, body=b"") for request in recorded.seen]
     assert ended.code == 0, ended.printed

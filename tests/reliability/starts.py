@@ -19,8 +19,8 @@ from tests.storage.faulty_s3 import Answer, BrokenConnection, Fault, Request, Se
 
 SOAK = os.environ.get("FINETUNE_SOAK") == "1"
 """Whether there is time for every moment, and not only for a seeded choice of them."""
-ONE_BEAT = {"FINETUNE_HEARTBEAT_SECONDS": "3600"}
-"""The heart of such a run beats once, so that it makes as many requests on a busy machine as on another."""
+ONE_BEAT = "3600"
+"""Seconds between the beats of a heart that beats once: on a busy machine such a run makes no more requests than on another."""
 _SITE = Path(__file__).parent / "site"
 _AT_A_TIME = 2  # a run waits half of its time
 

@@ -53,7 +53,7 @@ def test_a_run_that_dies_at_any_request_and_is_started_again(
         pod, dying = stand_in(), Process()
         with faulty_s3(seaweed) as (store, url), Reader(pod.root) as reader:
             store.faults = [moment.fault(dies(dying, forwarded=moment.forwarded))]
-            dying.started.append(process := pod.process(AWS_ENDPOINT_URL_S3=url, **ONE_BEAT))
+            dying.started.append(process := pod.process(AWS_ENDPOINT_URL_S3=url, FINETUNE_HEARTBEAT_SECONDS=ONE_BEAT))
             printed = process.communicate(timeout=300)
             # A checkpoint that gives way to a newer one is not sent: such a run may be over before the last requests.
             assert process.returncode == -9 or (moment.number and process.returncode == 0), (moment, printed)
