@@ -25,7 +25,7 @@ from tests.conftest import ROOT
 
 FINETUNE = Path(sys.executable).with_name("finetune")
 CONFIG = "examples/demo.yaml"
-SECONDS = 1500  # a few minutes on two cores, and more where others use them as well
+SECONDS = 2400  # a few minutes on two cores, and many more where others use them as well
 pytestmark = pytest.mark.timeout(SECONDS + 300)
 SITES_OWN = {
     "spec.template.spec.containers.trainer.image",
