@@ -24,8 +24,8 @@ UNIT := $(filter-out $(TRAIN) tests/reliability tests/gpu_path tests/cluster tes
 # Tests that mostly wait, for a server, a process, a moment.
 SIDE_BY_SIDE := .venv/bin/pytest --numprocesses=3 --dist=worksteal
 # Tests whose processes import the training stack, and those that have a node for themselves. Threads that spin while they
-# wait would take the other one's processor.
-TWO_AT_A_TIME := OMP_WAIT_POLICY=PASSIVE .venv/bin/pytest --numprocesses=2 --dist=loadfile
+# wait would take the other one's processor. In the order of the files: what takes longest need not have the most tests.
+TWO_AT_A_TIME := OMP_WAIT_POLICY=PASSIVE .venv/bin/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help install lint format test test-unit test-reliability test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all test-image soak gpu-smoke demo run image image-pin cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule model-add doctor llama-cpp config-docs bench clean
 
