@@ -23,9 +23,10 @@ UNIT := $(filter-out $(TRAIN) tests/reliability tests/gpu_path tests/cluster tes
 
 # Tests that mostly wait, for a server, a process, a moment.
 SIDE_BY_SIDE := .venv/bin/pytest --numprocesses=3 --dist=worksteal
-# Tests whose processes import the training stack, and those that have a node for themselves. Threads that spin while they
-# wait would take the other one's processor. In the order of the files: what takes longest need not have the most tests.
-TWO_AT_A_TIME := OMP_WAIT_POLICY=PASSIVE .venv/bin/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+# Tests that have a node for themselves. In the order of the files: what takes longest need not have the most tests.
+TWO_AT_A_TIME := .venv/bin/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+# Tests whose processes compute.
+COMPUTING := $(TWO_AT_A_TIME) -p tests.processors
 
 .PHONY: help install lint format test test-unit test-reliability test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all test-image soak gpu-smoke demo run image image-pin cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule model-add doctor llama-cpp config-docs bench clean
 
@@ -53,7 +54,7 @@ test-reliability: $(INSTALLED) ## runs that are killed, told to stop, raced and 
 	.venv/bin/pytest --numprocesses=2 --dist=worksteal tests/reliability
 
 test-train: $(INSTALLED) ## the tests that finetune a model, on this machine's CPU
-	$(TWO_AT_A_TIME) $(TRAIN)
+	$(COMPUTING) $(TRAIN)
 
 # As root and with podman these tests build the image that ships, and then those of that image can run, too.
 BUILT = $(if $(and $(filter 0,$(shell id -u)),$(shell command -v podman)),localhost/finetune-trainer:debian)
@@ -66,7 +67,7 @@ record-diagnoses: $(INSTALLED) ## record anew what a cluster tells of runs that 
 	FINETUNE_RECORD=1 .venv/bin/pytest tests/cluster/test_diagnosis.py tests/cluster/node/test_diagnosis.py
 
 test-gpu-path: $(INSTALLED) ## Unsloth's GPU path, emulated on the CPU (FINETUNE_TEST_GPU=1: on the card)
-	$(TWO_AT_A_TIME) tests/gpu_path --ignore=tests/gpu_path/all
+	$(COMPUTING) tests/gpu_path --ignore=tests/gpu_path/all
 
 test-gpu-path-all: $(INSTALLED) ## the same, with bfloat16, answers, the merge, and planted errors
 	.venv/bin/pytest tests/gpu_path

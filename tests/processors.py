@@ -1,0 +1,15 @@
+"""A plugin of pytest for tests that compute: each worker, and all that it starts, has its share of the processors.
+
+Threads of two trainings on the same processors wait for each other at every operation.
+"""
+
+import os
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        number, of = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        there = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, there[number % len(there) :: of])
