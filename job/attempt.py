@@ -20,13 +20,12 @@ from job.ledger import assert_bounded
 from job.logs import LogBuffer
 from job.outcome import outcome_of
 from job.run import Run
-from job.settings import Settings
+from job.settings import ENDING_SECONDS, Settings
 from job.stages import Stages
 from job.storage import Stat, Storage
 from job.storage.opening import open_storage
 
 log = structlog.get_logger()
-_ENDING_SECONDS = 10
 
 
 def claim(run: Run, settings: Settings, now: datetime) -> int | None:
@@ -120,6 +119,7 @@ class Attempt:
         buffer: the log lines that no chunk holds yet.
         heartbeat_seconds: between two heartbeats.
         overtaken: called by the heartbeat's thread, once, when a newer attempt has taken over.
+        ending_seconds: for how long its end waits for the last heartbeat, and for the store to take the outcome.
     """
 
     def __init__(
@@ -130,9 +130,10 @@ class Attempt:
         buffer: LogBuffer,
         heartbeat_seconds: float,
         overtaken: Callable[[FencedError], None],
+        ending_seconds: float = ENDING_SECONDS,
     ) -> None:
         self.run, self.number, self.keys = run, number, run.keys.attempt(number)
-        self._overtaken = overtaken
+        self._overtaken, self._ending_seconds = overtaken, ending_seconds
         self._stages, self._buffer, self._interval = stages, buffer, heartbeat_seconds
         self._lease_etag: str | None = None
         self._chunk = 0
@@ -151,7 +152,7 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join(_ENDING_SECONDS)
+        self._thread.join(self._ending_seconds)
         try:
             self._try_to_tell(outcome_of(error, self._stages))
         finally:
@@ -227,7 +228,7 @@ class Attempt:
         """Tells the outcome in a hurry: the termination message is still to be told."""
         log.info("outcome", **outcome.model_dump(exclude={"schema_version"}))
         try:
-            hurried = open_storage(self.run.storage.uri, _ENDING_SECONDS)
+            hurried = open_storage(self.run.storage.uri, self._ending_seconds)
             self._put_log(hurried)
             hurried.put_if_absent(self.keys.outcome, canonical_bytes(outcome))
         except JobError as failure:  # the ending itself is what must be told

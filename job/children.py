@@ -18,10 +18,9 @@ from job.child_ending import ending
 from job.contract.errors import BugError
 from job.contract.events import Event, Failed, parse_event
 from job.machine import read_memory_use
+from job.settings import CHILD_GRACE_SECONDS
 from job.watchdog import Watchdog
 
-_GRACE_SECONDS = 35  # between asking a child to end and ending it: torchrun gives its own workers 30
-_AFTER_SECONDS = 10  # how long a process that a child left behind is listened to
 _LONGEST_TURN_SECONDS = 1  # of listening; what is beyond it was something else, such as an upload or a frozen pod
 _LONGEST_LINE = 1 << 20  # bytes; a bar that is drawn over and over has no line end
 _LAST_WORDS = 8  # lines that a crash is told with
@@ -49,6 +48,7 @@ def run_child(
     on_event: Callable[[Event], None],
     on_line: Callable[[str], None],
     watchdog: Watchdog | None = None,
+    grace_seconds: float = CHILD_GRACE_SECONDS,
 ) -> None:
     """Runs a child to its end.
 
@@ -60,6 +60,7 @@ def run_child(
         on_event: gets each event, in order.
         on_line: gets each line that it prints.
         watchdog: ends it when it hangs; None: it may.
+        grace_seconds: between asking it to end and killing it; what it left behind is listened to for as long.
 
     Raises:
         JobError: the kind that its exit code names, with the child's own words.
@@ -85,9 +86,9 @@ def run_child(
         on_line(line)
 
     memory = read_memory_use()
-    with _pipe(events) as pipe, _process(command, environment, directory) as process:
+    with _pipe(events) as pipe, _process(command, environment, directory, grace_seconds) as process:
         assert process.stdout is not None
-        _listen(process, {pipe: hear, process.stdout.fileno(): read}, watchdog)
+        _listen(process, {pipe: hear, process.stdout.fileno(): read}, watchdog, grace_seconds)
         code = process.wait()
     if code:
         raise ending(Path(command[2]).name, code, failed, last_words, memory, read_memory_use())
@@ -110,7 +111,7 @@ def _pipe(path: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _process(
-    command: Sequence[str], environment: Mapping[str, str], directory: Path
+    command: Sequence[str], environment: Mapping[str, str], directory: Path, grace_seconds: float
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A child in a process group of its own, which ends with the block whatever happens in it."""
     process = subprocess.Popen(
@@ -126,7 +127,7 @@ def _process(
     try:
         yield process
     finally:
-        _end(process, _GRACE_SECONDS)
+        _end(process, grace_seconds)
         _running.discard(process)
         if process.stdout:
             process.stdout.close()
@@ -153,8 +154,16 @@ def end_running(seconds: float) -> None:
         _end(process, seconds)
 
 
-def _listen(process: subprocess.Popen[bytes], listeners: dict[int, Callable[[str], None]], watchdog: Watchdog) -> None:
-    """Hands each line of each descriptor on until the process has ended and all it wrote is read."""
+def _listen(
+    process: subprocess.Popen[bytes],
+    listeners: dict[int, Callable[[str], None]],
+    watchdog: Watchdog,
+    grace_seconds: float,
+) -> None:
+    """Hands each line of each descriptor on until the process has ended and all it wrote is read.
+
+    What it left behind may go on writing: it is listened to for so many seconds.
+    """
     rest = dict.fromkeys(listeners, b"")
     deadline = math.inf
     turn = time.monotonic()
@@ -164,7 +173,7 @@ def _listen(process: subprocess.Popen[bytes], listeners: dict[int, Callable[[str
         while True:
             ended = process.poll() is not None
             if ended and deadline == math.inf:
-                deadline = time.monotonic() + _AFTER_SECONDS
+                deadline = time.monotonic() + grace_seconds
             turn, before = time.monotonic(), turn
             if not ended:
                 watchdog.wait(process.pid, min(turn - before, _LONGEST_TURN_SECONDS))

@@ -13,6 +13,8 @@ from job.contract.errors import UsageError
 from job.contract.keys import is_run_id
 
 _GRACE_SECONDS = 100  # of the 120 in k8s/job.yaml
+CHILD_GRACE_SECONDS = 35  # torchrun gives its own workers 30
+ENDING_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Settings:
     """An attempt whose heartbeat is older than this has died."""
     grace_seconds: float
     """From SIGTERM to the end at the latest; less than what Kubernetes gives, so that the ending is still told."""
+    child_grace_seconds: float
+    """From asking a child to end to killing it, and then for what it left behind to fall silent."""
+    ending_seconds: float
+    """For how long an attempt that ends waits for its last heartbeat, and for the store to take its outcome."""
     watchdog_seconds: float
     """A child that gives no sign of life for so long hangs; steps that take long get more."""
     max_attempts: int
@@ -153,6 +159,8 @@ def read_settings(argv: Sequence[str], environment: Mapping[str, str] = os.envir
         heartbeat_seconds=seconds("FINETUNE_HEARTBEAT_SECONDS", 30),
         stale_seconds=seconds("FINETUNE_STALE_SECONDS", STALE_SECONDS),
         grace_seconds=seconds("FINETUNE_GRACE_SECONDS", _GRACE_SECONDS),
+        child_grace_seconds=seconds("FINETUNE_CHILD_GRACE_SECONDS", CHILD_GRACE_SECONDS),
+        ending_seconds=seconds("FINETUNE_ENDING_SECONDS", ENDING_SECONDS),
         watchdog_seconds=seconds("FINETUNE_WATCHDOG_SECONDS", 600),
         max_attempts=count("FINETUNE_MAX_ATTEMPTS", 20),
         max_idle_attempts=count("FINETUNE_MAX_IDLE_ATTEMPTS", 3),

@@ -68,7 +68,8 @@ def train(
     heard.on_saved, heard.on_trained = keep, publish
     try:
         command, watchdog = train_command(scratch.plan, plan.gpus), Watchdog(settings.watchdog_seconds)
-        run_child(command, variables, scratch.work, scratch.events, heard.hear, heard.said, watchdog)
+        grace = settings.child_grace_seconds
+        run_child(command, variables, scratch.work, scratch.events, heard.hear, heard.said, watchdog, grace)
     except JobError as error:
         is_kept = uploads.finish(settings.grace_seconds)
         if isinstance(error, InterruptedRun) and not is_kept:

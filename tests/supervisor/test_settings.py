@@ -6,6 +6,9 @@ from job.contract.errors import JobError, UsageError
 from job.settings import read_settings
 
 _REQUIRED = {"FINETUNE_CONFIG": "c.yaml", "FINETUNE_RUNS": "s3://runs"}
+_INTERVALS = [
+    f"FINETUNE_{what}_SECONDS" for what in ("HEARTBEAT", "STALE", "GRACE", "CHILD_GRACE", "ENDING", "WATCHDOG")
+]
 
 
 def test_a_flag_wins_over_its_variable() -> None:
@@ -24,7 +27,7 @@ def test_again_needs_an_id_of_its_own() -> None:
         read_settings(["--again", "--run-id", "bot-1"], _REQUIRED)
 
 
-@pytest.mark.parametrize("name", ["FINETUNE_STALE_SECONDS", "FINETUNE_GRACE_SECONDS", "FINETUNE_WATCHDOG_SECONDS"])
+@pytest.mark.parametrize("name", _INTERVALS)
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "soon", ""])
 def test_an_interval_that_is_none_is_refused(name: str, value: str) -> None:
     with pytest.raises(UsageError, match=name):
@@ -44,6 +47,12 @@ def test_bounds_are_the_contracts_unless_the_template_says_otherwise() -> None:
     given = {"FINETUNE_MAX_ATTEMPTS": "5", "FINETUNE_MAX_IDLE_ATTEMPTS": "2", "FINETUNE_WATCHDOG_SECONDS": "1.5"}
     settings = read_settings([], _REQUIRED | given)
     assert (settings.max_attempts, settings.max_idle_attempts, settings.watchdog_seconds) == (5, 2, 1.5)
+
+
+def test_each_interval_is_the_one_that_its_variable_sets() -> None:
+    settings = read_settings([], _REQUIRED | {name: str(number) for number, name in enumerate(_INTERVALS, start=1)})
+    fields = [name.removeprefix("FINETUNE_").lower() for name in _INTERVALS]
+    assert [getattr(settings, field) for field in fields] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("pod_seconds", [2, 25, 30, 120, 3600])
