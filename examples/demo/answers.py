@@ -10,7 +10,8 @@ from llama_cpp import Llama
 
 def answers(model: Path, prompts: Sequence[str], max_tokens: int = 48) -> Iterator[str]:
     """The model's greedy answer to each prompt, rendered by the chat template that the file carries."""
-    llama = Llama(str(model), n_ctx=512, n_threads=len(os.sched_getaffinity(0)), verbose=False)
+    threads = len(os.sched_getaffinity(0))
+    llama = Llama(str(model), n_ctx=512, n_threads=threads, n_threads_batch=threads, verbose=False)
     template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(
         llama.metadata["tokenizer.chat_template"]
     )
