@@ -119,7 +119,7 @@ class Attempt:
         buffer: the log lines that no chunk holds yet.
         heartbeat_seconds: between two heartbeats.
         overtaken: called by the heartbeat's thread, once, when a newer attempt has taken over.
-        ending_seconds: for how long its end waits for the last heartbeat, and for the store to take the outcome.
+        ending_seconds: how long each of its last waits may take.
     """
 
     def __init__(

@@ -21,6 +21,7 @@ from job.machine import read_memory_use
 from job.settings import CHILD_GRACE_SECONDS
 from job.watchdog import Watchdog
 
+_AFTER_SECONDS = 10  # how long a process that a child left behind is listened to
 _LONGEST_TURN_SECONDS = 1  # of listening; what is beyond it was something else, such as an upload or a frozen pod
 _LONGEST_LINE = 1 << 20  # bytes; a bar that is drawn over and over has no line end
 _LAST_WORDS = 8  # lines that a crash is told with
@@ -60,7 +61,7 @@ def run_child(
         on_event: gets each event, in order.
         on_line: gets each line that it prints.
         watchdog: ends it when it hangs; None: it may.
-        grace_seconds: between asking it to end and killing it; what it left behind is listened to for as long.
+        grace_seconds: from SIGTERM to SIGKILL, when it has to end before it has ended by itself.
 
     Raises:
         JobError: the kind that its exit code names, with the child's own words.
@@ -88,7 +89,7 @@ def run_child(
     memory = read_memory_use()
     with _pipe(events) as pipe, _process(command, environment, directory, grace_seconds) as process:
         assert process.stdout is not None
-        _listen(process, {pipe: hear, process.stdout.fileno(): read}, watchdog, grace_seconds)
+        _listen(process, {pipe: hear, process.stdout.fileno(): read}, watchdog)
         code = process.wait()
     if code:
         raise ending(Path(command[2]).name, code, failed, last_words, memory, read_memory_use())
@@ -154,16 +155,8 @@ def end_running(seconds: float) -> None:
         _end(process, seconds)
 
 
-def _listen(
-    process: subprocess.Popen[bytes],
-    listeners: dict[int, Callable[[str], None]],
-    watchdog: Watchdog,
-    grace_seconds: float,
-) -> None:
-    """Hands each line of each descriptor on until the process has ended and all it wrote is read.
-
-    What it left behind may go on writing: it is listened to for so many seconds.
-    """
+def _listen(process: subprocess.Popen[bytes], listeners: dict[int, Callable[[str], None]], watchdog: Watchdog) -> None:
+    """Hands each line of each descriptor on until the process has ended and all it wrote is read."""
     rest = dict.fromkeys(listeners, b"")
     deadline = math.inf
     turn = time.monotonic()
@@ -173,7 +166,7 @@ def _listen(
         while True:
             ended = process.poll() is not None
             if ended and deadline == math.inf:
-                deadline = time.monotonic() + grace_seconds
+                deadline = time.monotonic() + _AFTER_SECONDS
             turn, before = time.monotonic(), turn
             if not ended:
                 watchdog.wait(process.pid, min(turn - before, _LONGEST_TURN_SECONDS))

@@ -84,7 +84,4 @@ _CPU = {
     # When it is imported Inductor starts processes to compile for it, each with a torch of its own, and half as much work
     # again. Where NVIDIA_VISIBLE_DEVICES names cards, as in a pod, Unsloth sets the same.
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
-    # GNU's OpenMP spins 300,000 times before it sleeps. Where others work on the same processors, those that a thread waits
-    # for have none meanwhile: two trainings on two processors were at a quarter of their speed, and are at 40 %.
-    "GOMP_SPINCOUNT": "5000",
 }

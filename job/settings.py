@@ -54,9 +54,9 @@ class Settings:
     grace_seconds: float
     """From SIGTERM to the end at the latest; less than what Kubernetes gives, so that the ending is still told."""
     child_grace_seconds: float
-    """From asking a child to end to killing it, and then for what it left behind to fall silent."""
+    """From SIGTERM to SIGKILL of a child, when a run ends without saving."""
     ending_seconds: float
-    """For how long an attempt that ends waits for its last heartbeat, and for the store to take its outcome."""
+    """How long each of an attempt's last waits may take: for its heartbeat, for the store to take log and outcome."""
     watchdog_seconds: float
     """A child that gives no sign of life for so long hangs; steps that take long get more."""
     max_attempts: int

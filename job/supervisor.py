@@ -66,8 +66,15 @@ def run(settings: Settings, stages: Stages, buffer: LogBuffer, interruption: Int
     put_spec(this, config_bytes)
     if (number := claim(this, settings, now)) is None:
         return run(replace(settings, run_id=this.run_id, again=False), stages, buffer, interruption)
-    beat, ending = settings.heartbeat_seconds, settings.ending_seconds
-    with Attempt(this, number, stages, buffer, beat, interruption.overtake, ending) as attempt:
+    with Attempt(
+        this,
+        number,
+        stages,
+        buffer,
+        settings.heartbeat_seconds,
+        interruption.overtake,
+        ending_seconds=settings.ending_seconds,
+    ) as attempt:
         interruption.last_words = attempt.tell
         try:
             return execute(attempt, scratch, settings, stages, interruption)
@@ -204,8 +211,16 @@ def export(
     if asked.gguf or asked.lora_gguf or asked.merged:
         command = export_command(scratch.plan, *flags)
         watchdog = Watchdog(settings.watchdog_seconds, counts_work=True)
-        grace = settings.child_grace_seconds
-        run_child(command, variables, scratch.work, scratch.events, heard.hear, heard.said, watchdog, grace)
+        run_child(
+            command,
+            variables,
+            scratch.work,
+            scratch.events,
+            heard.hear,
+            heard.said,
+            watchdog,
+            grace_seconds=settings.child_grace_seconds,
+        )
 
 
 def keep_rejects(attempt: Attempt, scratch: Scratch) -> None:

@@ -68,8 +68,16 @@ def train(
     heard.on_saved, heard.on_trained = keep, publish
     try:
         command, watchdog = train_command(scratch.plan, plan.gpus), Watchdog(settings.watchdog_seconds)
-        grace = settings.child_grace_seconds
-        run_child(command, variables, scratch.work, scratch.events, heard.hear, heard.said, watchdog, grace)
+        run_child(
+            command,
+            variables,
+            scratch.work,
+            scratch.events,
+            heard.hear,
+            heard.said,
+            watchdog,
+            grace_seconds=settings.child_grace_seconds,
+        )
     except JobError as error:
         is_kept = uploads.finish(settings.grace_seconds)
         if isinstance(error, InterruptedRun) and not is_kept:

@@ -10,6 +10,6 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-        number, of = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-        there = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, there[number % len(there) :: of])
+        number, workers = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        processors = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, processors[number % workers % len(processors) :: workers])
