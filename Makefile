@@ -79,7 +79,7 @@ test-image: $(INSTALLED) ## the image that `make image` built (IMAGE=name:tag)
 	FINETUNE_TEST_IMAGE=$(or $(IMAGE),localhost/finetune-trainer:$(VERSION)) .venv/bin/pytest tests/image
 
 soak: $(INSTALLED) ## what is too long for `make test`: every moment instead of some, lost nodes, the image interrupted; as root
-	FINETUNE_SOAK=1 .venv/bin/pytest tests/soak tests/reliability tests/job/test_resume.py
+	FINETUNE_SOAK=1 .venv/bin/pytest --timeout=14400 tests/soak tests/reliability tests/job/test_resume.py
 
 test-%: $(INSTALLED) ## one folder of tests/, such as test-storage
 	.venv/bin/pytest tests/$*
