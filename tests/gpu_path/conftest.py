@@ -1,12 +1,15 @@
 """The runs that several tests look at. Each is a process of its own, and takes up to a minute and a half."""
 
 import json
-from collections.abc import Iterator
+import os
+import pickle
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from examples.cache import making
 from job.scratch import Scratch
 from tests.gpu_path.runs import ROOT, Distance, Trained, gpu_config, gpu_plan, reference, train
 from tests.tiny import make_tiny_model
@@ -31,22 +34,39 @@ def base(tmp_path_factory: Places) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lora_scratch(tmp_path_factory: Places) -> Scratch:
-    return Scratch(tmp_path_factory.mktemp("lora"))
+def of_all_workers(tmp_path_factory: Places) -> Path:
+    """A directory that each worker of these tests has."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def made_once(scratch: Scratch, make: Callable[[], Trained]) -> Trained:
+    """A run that the first worker makes that wants it; the other one waits for it."""
+    kept = scratch.root.with_suffix(".pickle")
+    with making(kept):
+        if not kept.exists():
+            kept.write_bytes(pickle.dumps(make()))
+    trained: Trained = pickle.loads(kept.read_bytes())
+    return trained
+
+
+@pytest.fixture(scope="session")
+def lora_scratch(of_all_workers: Path) -> Scratch:
+    return Scratch(of_all_workers / "lora")
 
 
 @pytest.fixture(scope="session")
 def lora(base: Path, lora_scratch: Scratch) -> Trained:
     """LoRA in float32, with a checkpoint in the middle."""
-    plan = gpu_plan(lora_scratch, base, gpu_config(base, training={"save_steps": 3}))
-    return train(plan, lora_scratch)
+    config = gpu_config(base, training={"save_steps": 3})
+    return made_once(lora_scratch, lambda: train(gpu_plan(lora_scratch, base, config), lora_scratch))
 
 
 @pytest.fixture(scope="session")
-def plain_lora(base: Path, tmp_path_factory: Places) -> Trained:
+def plain_lora(base: Path, of_all_workers: Path) -> Trained:
     """The same by plain transformers and peft."""
-    scratch = Scratch(tmp_path_factory.mktemp("plain_lora"))
-    return reference(gpu_plan(scratch, base, gpu_config(base)), scratch)
+    scratch = Scratch(of_all_workers / "plain_lora")
+    return made_once(scratch, lambda: reference(gpu_plan(scratch, base, gpu_config(base)), scratch))
 
 
 @pytest.fixture(scope="session")

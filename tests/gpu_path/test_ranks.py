@@ -26,24 +26,6 @@ def plan(scratch: Scratch, base: Path) -> Plan:
     return gpu_plan(scratch, base, gpu_config(base, training=training, gpus=2))
 
 
-def test_two_ranks_train_as_one_that_accumulates(
-    lora: Trained, plain_lora: Trained, plan: Plan, scratch: Scratch, figures: dict[str, Distance]
-) -> None:
-    if on_card() and torch.cuda.device_count() < 2:
-        pytest.skip("needs two cards")
-    rows = Path(plan.train_rows).stat().st_mtime_ns
-    ranks = train(plan, scratch)
-    figures["two ranks beside one"] = apart = distance(ranks, lora, plain_lora.start)
-    assert apart.within(LOSS, LOSS), apart
-    kinds = [type(event) for event in ranks.events]
-    first_alone = [kinds.count(kind) for kind in (Loaded, Step, Saved, TrainedEvent)]
-    assert first_alone == [1, STEPS, 1, 1], "the first rank alone tells"
-    assert random_states(scratch) == [0, 1]
-    assert {path.name for path in scratch.root.glob("*adapter*")} == {"adapter"}, "and alone writes"
-    assert Path(plan.train_rows).stat().st_mtime_ns == rows, "the rows were prepared once"
-    assert not list(scratch.trainer.rglob("*.arrow"))
-
-
 def test_ranks_that_are_asked_to_stop_do_so_after_the_same_step(plan: Plan, scratch: Scratch) -> None:
     scratch.stop.touch()
     asked = plan.model_copy(update={"stop": str(scratch.stop)})
@@ -63,3 +45,21 @@ def test_ranks_that_do_not_train_together_are_a_bug(plan: Plan, scratch: Scratch
     alone = train_command(scratch.plan, 1)
     with pytest.raises(BugError, match=r"1 processes train together, and compute\.gpus is 2"):
         run_ours(alone, plan, scratch)
+
+
+def test_two_ranks_train_as_one_that_accumulates(
+    lora: Trained, plain_lora: Trained, plan: Plan, scratch: Scratch, figures: dict[str, Distance]
+) -> None:
+    if on_card() and torch.cuda.device_count() < 2:
+        pytest.skip("needs two cards")
+    rows = Path(plan.train_rows).stat().st_mtime_ns
+    ranks = train(plan, scratch)
+    figures["two ranks beside one"] = apart = distance(ranks, lora, plain_lora.start)
+    assert apart.within(LOSS, LOSS), apart
+    kinds = [type(event) for event in ranks.events]
+    first_alone = [kinds.count(kind) for kind in (Loaded, Step, Saved, TrainedEvent)]
+    assert first_alone == [1, STEPS, 1, 1], "the first rank alone tells"
+    assert random_states(scratch) == [0, 1]
+    assert {path.name for path in scratch.root.glob("*adapter*")} == {"adapter"}, "and alone writes"
+    assert Path(plan.train_rows).stat().st_mtime_ns == rows, "the rows were prepared once"
+    assert not list(scratch.trainer.rglob("*.arrow"))
