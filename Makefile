@@ -23,10 +23,8 @@ UNIT := $(filter-out $(TRAIN) tests/reliability tests/gpu_path tests/cluster tes
 
 # Tests that mostly wait, for a server, a process, a moment.
 SIDE_BY_SIDE := .venv/bin/pytest --numprocesses=3 --dist=worksteal
-# Tests that have a node for themselves. In the order of the files: what takes longest need not have the most tests.
-TWO_AT_A_TIME := .venv/bin/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
-# Tests whose processes compute.
-COMPUTING := $(TWO_AT_A_TIME) -p tests.processors
+# Tests whose processes compute. In the order of the files: what takes longest need not have the most tests.
+COMPUTING := .venv/bin/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -p tests.processors
 
 .PHONY: help install lint format test test-unit test-reliability test-train test-cluster record-diagnoses test-gpu-path test-gpu-path-all test-image soak gpu-smoke demo run image image-pin cluster cluster-down validate render launch status watch logs why wait cancel list pull schedule schedules unschedule model-add doctor llama-cpp config-docs bench clean
 
@@ -61,7 +59,7 @@ BUILT = $(if $(and $(filter 0,$(shell id -u)),$(shell command -v podman)),localh
 test-cluster: $(INSTALLED) ## the launcher on a real Kubernetes; as root with a node, and with podman the image that ships
 	$(if $(TEST_KUBECONFIG),,$(PYTHON) -m examples.cluster build)
 	$(SIDE_BY_SIDE) tests/cluster --ignore=tests/cluster/node
-	FINETUNE_TEST_IMAGE=$(BUILT) $(TWO_AT_A_TIME) tests/cluster/node $(if $(BUILT),tests/image/test_built.py)
+	FINETUNE_TEST_IMAGE=$(BUILT) $(COMPUTING) tests/cluster/node $(if $(BUILT),tests/image/test_built.py)
 
 record-diagnoses: $(INSTALLED) ## record anew what a cluster tells of runs that do not go on (tests/launcher/recorded)
 	FINETUNE_RECORD=1 .venv/bin/pytest tests/cluster/test_diagnosis.py tests/cluster/node/test_diagnosis.py

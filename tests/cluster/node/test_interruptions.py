@@ -8,9 +8,11 @@ import pytest
 
 from examples.cluster.control_plane import NODE
 from examples.cluster.node import Node
+from job.contract.errors import ConfigError
 from job.contract.exits import Exit
 from job.storage.opening import open_storage
 from launcher.deciding import RunFailed
+from launcher.kube import Json
 from launcher.manifest import trainer
 from launcher.status import Phase
 from tests.cluster.conftest import SECONDS, post, until
@@ -23,8 +25,9 @@ def test_an_eviction(bench: Bench, uninterrupted: str) -> None:
     launcher, run = trains(bench)
     [pod] = living_pods(bench, run)
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
-    post(bench.cluster, f"/api/v1/namespaces/{bench.cluster.namespace}/pods/{pod}/eviction", body)
-    until(lambda: launcher.status(run).phase == Phase.RECOVERING)
+    with nowhere_to_go(bench):
+        post(bench.cluster, f"/api/v1/namespaces/{bench.cluster.namespace}/pods/{pod}/eviction", body)
+        until(lambda: launcher.status(run).phase == Phase.RECOVERING)
     assert_stopped_and_resumed(ends_whole(bench, launcher, run, uninterrupted))
 
 
@@ -38,8 +41,9 @@ def test_a_preemption_by_a_pod_of_higher_priority(bench: Bench, uninterrupted: s
 
 def test_more_deleted_pods_than_failures_are_allowed(bench: Bench, uninterrupted: str) -> None:
     launcher, run = trains(bench)
-    bench.kubectl("delete", "pod", "--wait=false", *living_pods(bench, run))
-    until(lambda: launcher.status(run).phase == Phase.RECOVERING)
+    with nowhere_to_go(bench):
+        bench.kubectl("delete", "pod", "--wait=false", *living_pods(bench, run))
+        until(lambda: launcher.status(run).phase == Phase.RECOVERING)
     until(lambda: kept(open_storage(bench.root), run, 2))
     bench.kubectl("delete", "pod", *living_pods(bench, run))
     assert_stopped_and_resumed(ends_whole(bench, launcher, run, uninterrupted, attempt=3))
@@ -50,8 +54,9 @@ def test_suspended_and_resumed(bench: Bench, uninterrupted: str) -> None:
     bench.kubectl("patch", "job", run, "-p", '{"spec": {"suspend": true}}')
     until(lambda: attempts(open_storage(bench.root), run)[0].code)
     assert launcher.status(run).phase == Phase.QUEUED
-    bench.kubectl("patch", "job", run, "-p", '{"spec": {"suspend": false}}')
-    until(lambda: launcher.status(run).phase == Phase.RECOVERING)
+    with nowhere_to_go(bench):
+        bench.kubectl("patch", "job", run, "-p", '{"spec": {"suspend": false}}')
+        until(lambda: launcher.status(run).phase == Phase.RECOVERING)
     assert_stopped_and_resumed(ends_whole(bench, launcher, run, uninterrupted))
 
 
@@ -91,6 +96,16 @@ def test_a_drained_node(bench: Bench, node: Node, uninterrupted: str) -> None:
 
 
 @contextmanager
+def nowhere_to_go(bench: Bench) -> Iterator[None]:
+    """The node takes no new pod in the block: what is true between two attempts stays so."""
+    bench.kubectl("cordon", NODE)
+    try:
+        yield
+    finally:
+        bench.kubectl("uncordon", NODE)
+
+
+@contextmanager
 def urgent_pod(bench: Bench) -> Iterator[None]:
     """A pod that needs all of the node, and is more important than any."""
     name = f"urgent-{uuid4().hex[:8]}"
@@ -111,9 +126,19 @@ def urgent_pod(bench: Bench) -> Iterator[None]:
     }
     post(bench.cluster, "/apis/scheduling.k8s.io/v1/priorityclasses", {"metadata": {"name": name}, "value": 1000})
     try:
-        pods = f"/api/v1/namespaces/{bench.cluster.namespace}/pods"
-        post(bench.cluster, pods, {"metadata": {"name": name}, "spec": spec})
+        until(lambda: is_taken(bench, {"metadata": {"name": name}, "spec": spec}))
         yield
         bench.kubectl("delete", "pod", name)
     finally:
         bench.kubectl("delete", "priorityclass", name)
+
+
+def is_taken(bench: Bench, pod: Json) -> bool:
+    """Whether a pod could be made: an API server hears a moment later of the class that it has just made."""
+    try:
+        post(bench.cluster, f"/api/v1/namespaces/{bench.cluster.namespace}/pods", pod)
+    except ConfigError as error:
+        if "no PriorityClass" not in str(error):
+            raise
+        return False
+    return True
