@@ -154,7 +154,7 @@ class Compute(Document):
     gpu_memory_gib: Annotated[float, Field(gt=0)] = 15
     """Memory of one GPU, nominal."""
     cpus: Annotated[float, Field(gt=0)] = 4
-    """CPU cores; training and export have as many threads."""
+    """CPU cores; the export has as many threads, and the training processes of all GPUs together."""
     memory_gib: Annotated[float, Field(gt=0)] = 16
     """Main memory."""
     scratch_gib: Annotated[float, Field(gt=0)] = 50
