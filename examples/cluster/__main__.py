@@ -121,7 +121,7 @@ def bring_image(node: Node, image: StoredImage | None) -> str:
 
 def build_image() -> StoredImage:
     """Builds the image that ships, and says how long that may take."""
-    print("building the trainer's image: half an hour on first use, then what has changed", file=sys.stderr, flush=True)
+    print("building the trainer's image: 15 minutes on first use, then what has changed", file=sys.stderr, flush=True)
     return shipped.build()
 
 

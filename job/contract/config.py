@@ -154,7 +154,7 @@ class Compute(Document):
     gpu_memory_gib: Annotated[float, Field(gt=0)] = 15
     """Memory of one GPU, nominal."""
     cpus: Annotated[float, Field(gt=0)] = 4
-    """CPU cores; the export has as many threads, and the training processes of all GPUs together."""
+    """CPU cores: as many threads as the export has, and as the training processes of all GPUs have together."""
     memory_gib: Annotated[float, Field(gt=0)] = 16
     """Main memory."""
     scratch_gib: Annotated[float, Field(gt=0)] = 50

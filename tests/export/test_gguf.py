@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import files
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,12 @@ def test_a_full_disk_is_told_as_one(done: Done) -> None:
 def test_what_is_quantized_already_is_not_quantized_again(done: Done, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="requantizing from type q5_0 is disabled"):
         quantize(done.gguf / "tiny.Q4_K_M.gguf", tmp_path / "x.gguf", "q8_0")
+
+
+def test_the_library_is_there_alone_and_once() -> None:
+    """As pyproject.toml tells llama.cpp's CMake files: no programs, and no copies under versioned names."""
+    there = sorted(file.name for file in files("llama_cpp_python") or () if ".so" in file.name)
+    assert there == ["libggml-base.so", "libggml-cpu.so", "libggml.so", "libllama.so"]
 
 
 def test_converter_and_library_are_of_one_release(done: Done, tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ def figures() -> Iterator[dict[str, Distance]]:
     file = ROOT / "build" / "gpu-path.json"
     found: dict[str, Distance] = {}
     yield found
-    known = json.loads(file.read_text()) if file.exists() else {}
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(known | {name: asdict(apart) for name, apart in found.items()}, indent=2) + "\n")
+    with making(file):
+        known = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(known | {name: asdict(apart) for name, apart in found.items()}, indent=2) + "\n")
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +34,8 @@ def base(tmp_path_factory: Places) -> Path:
 
 
 @pytest.fixture(scope="session")
-def of_all_workers(tmp_path_factory: Places) -> Path:
-    """A directory that each worker of these tests has."""
+def shared(tmp_path_factory: Places) -> Path:
+    """The one directory that all workers of this session see."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
@@ -51,8 +51,8 @@ def made_once(scratch: Scratch, make: Callable[[], Trained]) -> Trained:
 
 
 @pytest.fixture(scope="session")
-def lora_scratch(of_all_workers: Path) -> Scratch:
-    return Scratch(of_all_workers / "lora")
+def lora_scratch(shared: Path) -> Scratch:
+    return Scratch(shared / "lora")
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +63,9 @@ def lora(base: Path, lora_scratch: Scratch) -> Trained:
 
 
 @pytest.fixture(scope="session")
-def plain_lora(base: Path, of_all_workers: Path) -> Trained:
+def plain_lora(base: Path, shared: Path) -> Trained:
     """The same by plain transformers and peft."""
-    scratch = Scratch(of_all_workers / "plain_lora")
+    scratch = Scratch(shared / "plain_lora")
     return made_once(scratch, lambda: reference(gpu_plan(scratch, base, gpu_config(base)), scratch))
 
 

@@ -47,8 +47,9 @@ def test_ranks_that_do_not_train_together_are_a_bug(plan: Plan, scratch: Scratch
         run_ours(alone, plan, scratch)
 
 
+# The last here, and the plain run first: the other worker makes `lora` meanwhile.
 def test_two_ranks_train_as_one_that_accumulates(
-    lora: Trained, plain_lora: Trained, plan: Plan, scratch: Scratch, figures: dict[str, Distance]
+    plain_lora: Trained, lora: Trained, plan: Plan, scratch: Scratch, figures: dict[str, Distance]
 ) -> None:
     if on_card() and torch.cuda.device_count() < 2:
         pytest.skip("needs two cards")

@@ -98,8 +98,8 @@ def test_a_drained_node(bench: Bench, node: Node, uninterrupted: str) -> None:
 @contextmanager
 def nowhere_to_go(bench: Bench) -> Iterator[None]:
     """The node takes no new pod in the block: what is true between two attempts stays so."""
-    bench.kubectl("cordon", NODE)
     try:
+        bench.kubectl("cordon", NODE)
         yield
     finally:
         bench.kubectl("uncordon", NODE)
@@ -126,15 +126,15 @@ def urgent_pod(bench: Bench) -> Iterator[None]:
     }
     post(bench.cluster, "/apis/scheduling.k8s.io/v1/priorityclasses", {"metadata": {"name": name}, "value": 1000})
     try:
-        until(lambda: is_taken(bench, {"metadata": {"name": name}, "spec": spec}))
+        until(lambda: posted(bench, {"metadata": {"name": name}, "spec": spec}))
         yield
         bench.kubectl("delete", "pod", name)
     finally:
         bench.kubectl("delete", "priorityclass", name)
 
 
-def is_taken(bench: Bench, pod: Json) -> bool:
-    """Whether a pod could be made: an API server hears a moment later of the class that it has just made."""
+def posted(bench: Bench, pod: Json) -> bool:
+    """Makes a pod; False where the API server has not heard yet of the class that it has just made."""
     try:
         post(bench.cluster, f"/api/v1/namespaces/{bench.cluster.namespace}/pods", pod)
     except ConfigError as error:
