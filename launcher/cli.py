@@ -126,7 +126,9 @@ freeze = click.option(
     show_default=True,
     help="who looks at the inputs and pins them; the pod, where the launcher may not read them",
 )
-timeout = click.option("--timeout", type=Duration(), help="to the end at the latest: 90, 30m, 2h")
+timeout = click.option(
+    "--timeout", type=Duration(), help="give up waiting after so long, and leave the run: 90, 30m, 2h"
+)
 start_timeout = click.option(
     "--start-timeout", type=Duration(), help="after which a run that cannot start is ended; queues do not count"
 )

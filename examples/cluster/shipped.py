@@ -34,7 +34,7 @@ def missing() -> str | None:
 
 
 def build(target: str = "trainer") -> StoredImage:
-    """Builds one: 15 minutes and 22 GB on first use, two minutes for other code of ours, nothing where nothing changed.
+    """Builds one: up to 15 minutes and 22 GB on first use, two minutes for other code of ours, nothing where nothing changed.
 
     Args:
         target: `trainer` or `launcher`.
