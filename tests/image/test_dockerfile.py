@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from examples.cache import CACHE
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 
@@ -126,7 +128,7 @@ def test_uv_is_of_one_version() -> None:
 
 @pytest.fixture
 def uv() -> str:
-    found = shutil.which("uv") or next(map(str, Path.home().glob(".cache/finetune/uv-*/bin/uv")), None)
+    found = shutil.which("uv") or next(map(str, CACHE.glob("uv-*/bin/uv")), None)
     if not found:
         pytest.skip("uv is not where `make install` puts it")
     return found
