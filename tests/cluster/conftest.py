@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from examples.cluster.control_plane import ControlPlane, control_plane
+from job.contract.errors import ConfigError
 from job.storage import Storage
 from job.storage.opening import open_storage
 from launcher.cluster import Cluster
@@ -92,6 +93,24 @@ def fresh_namespace(plane: ControlPlane) -> Cluster:
 def post(cluster: Cluster, path: str, body: Json) -> Json:
     """Creates any object."""
     return cluster.api.send("POST", path, body=body).json()
+
+
+def post_urgent_pod(cluster: Cluster, name: str, spec: Json) -> None:
+    """A pod that is more important than any, by a PriorityClass of its own of the same name."""
+    post(cluster, "/apis/scheduling.k8s.io/v1/priorityclasses", {"metadata": {"name": name}, "value": 1000})
+    pod = {"metadata": {"name": name}, "spec": {**spec, "priorityClassName": name}}
+
+    def posted() -> bool:
+        """False where the API server has not heard yet of the class that it has just made."""
+        try:
+            post(cluster, f"/api/v1/namespaces/{cluster.namespace}/pods", pod)
+        except ConfigError as error:
+            if "no PriorityClass" not in str(error):
+                raise
+            return False
+        return True
+
+    until(posted)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from launcher.kube import Json
 from launcher.launching import Prepared
 from launcher.manifest import QUEUE, Manifest
 from launcher.scheduling import schedule
-from tests.cluster.conftest import fresh_namespace, post, until
+from tests.cluster.conftest import fresh_namespace, post, post_urgent_pod, until
 from tests.cluster.recording import recorded
 
 LABEL = "finetune.local/test"
@@ -412,13 +412,10 @@ def test_promise_15_unschedulable(job: Json, cluster: Cluster) -> None:
 
 
 def test_preempted(job: Json, cluster: Cluster, node: MakeNode) -> None:
-    urgent = f"urgent-{cluster.namespace}"
-    post(cluster, "/apis/scheduling.k8s.io/v1/priorityclasses", {"metadata": {"name": urgent}, "value": 1000})
     node(gpus=1)
     ask_for(job, **{"nvidia.com/gpu": "1"})
     bound(cluster, run_id := run(job, cluster))
-    rival = {**pod_of(job), "priorityClassName": urgent}
-    post(cluster, f"/api/v1/namespaces/{cluster.namespace}/pods", {"metadata": {"name": "rival"}, "spec": rival})
+    post_urgent_pod(cluster, f"urgent-{cluster.namespace}", pod_of(job))
     found = recorded("preempted", cluster, run_id)
     assert (found.by, "preempting" in found.said) == ("scheduler", True)
 

@@ -8,14 +8,12 @@ import pytest
 
 from examples.cluster.control_plane import NODE
 from examples.cluster.node import Node
-from job.contract.errors import ConfigError
 from job.contract.exits import Exit
 from job.storage.opening import open_storage
 from launcher.deciding import RunFailed
-from launcher.kube import Json
 from launcher.manifest import trainer
 from launcher.status import Phase
-from tests.cluster.conftest import SECONDS, post, until
+from tests.cluster.conftest import SECONDS, post, post_urgent_pod, until
 from tests.cluster.node.attempts import attempts, kept
 from tests.cluster.node.conftest import TRAINING, Bench
 from tests.cluster.node.interrupted import assert_stopped_and_resumed, ends_whole, living_pods, trains
@@ -118,27 +116,14 @@ def urgent_pod(bench: Bench) -> Iterator[None]:
         "securityContext": restricted,
     }
     spec = {
-        "priorityClassName": name,
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": 1,
         "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [container],
     }
-    post(bench.cluster, "/apis/scheduling.k8s.io/v1/priorityclasses", {"metadata": {"name": name}, "value": 1000})
     try:
-        until(lambda: posted(bench, {"metadata": {"name": name}, "spec": spec}))
+        post_urgent_pod(bench.cluster, name, spec)
         yield
         bench.kubectl("delete", "pod", name)
     finally:
-        bench.kubectl("delete", "priorityclass", name)
-
-
-def posted(bench: Bench, pod: Json) -> bool:
-    """Makes a pod; False where the API server has not heard yet of the class that it has just made."""
-    try:
-        post(bench.cluster, f"/api/v1/namespaces/{bench.cluster.namespace}/pods", pod)
-    except ConfigError as error:
-        if "no PriorityClass" not in str(error):
-            raise
-        return False
-    return True
+        bench.kubectl("delete", "priorityclass", name, "--ignore-not-found")
